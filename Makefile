@@ -1,0 +1,121 @@
+# One command sets up what it needs: a .venv, the release build of the extension, the Python packages.
+#
+#   make demo   watch a small GPT learn and write
+#   make test   every test
+#   make help   the rest
+#
+# Needs Python >= 3.11, a C compiler and Rust. Written for GNU make >= 3.81, which macOS has.
+# Variables: PYTHON=python3.12 picks the interpreter, TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# a small torch without CUDA for a new .venv, ARGS="..." goes to the demo, to pytest or to a benchmark.
+
+PYTHON      ?= python3
+ARGS        ?=
+TORCH_INDEX ?=
+# .ci/run sets --locked, so that a Cargo.lock that lags behind fails there and not in mid-edit.
+LOCKED      ?=
+
+VENV        := .venv
+PY          := $(VENV)/bin/python
+# A file here says that the step it names is done.
+STAMPS      := $(VENV)/.stamps
+# The first time, pip shows what it downloads.
+PIP         := $(PY) -m pip --disable-pip-version-check $(if $(wildcard $(STAMPS)/ready),--quiet)
+MATURIN     := $(VENV)/bin/maturin
+# PyO3 asks this interpreter how to build, whether maturin or clippy drives cargo.
+export PYO3_PYTHON := $(CURDIR)/$(VENV)/bin/python
+
+# Two makes at once take turns; where there is no flock (macOS) they must not overlap.
+TAKE_TURNS  := $(if $(shell command -v flock 2>/dev/null),flock Makefile,)
+
+# Directories are listed too: their times change when a file is added or removed.
+RUST_SOURCES   := Cargo.toml Cargo.lock $(shell find rust)
+PYTHON_SOURCES := pyproject.toml README.md LICENSE $(shell find python -not -name '__pycache__' -not -name '*.pyc')
+
+# On Linux the published wheel must run with an old glibc; zig links against it.
+ZIG         := $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux2014,)
+
+DEV_WHEELS  := target/wheels/dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help demo test test-rust test-python build lint wheel wheel-check lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: build ## train a small GPT on English text, then stream a completion
+	$(VENV)/bin/gptrs demo $(ARGS)
+
+test: test-rust test-python ## every Rust and Python test
+
+test-rust:
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    echo 'cargo nextest run' && cargo nextest run $(LOCKED) --status-level fail && \
+	    echo 'cargo test --doc' && cargo test $(LOCKED) --quiet --doc; \
+	else \
+	    echo 'cargo test' && cargo test $(LOCKED) --quiet; \
+	fi
+
+test-python: build
+	$(PY) -m pytest $(ARGS)
+
+lint: build ## formatting, clippy, ruff, mypy, stubs, layers
+	cargo fmt --all --check
+	cargo clippy $(LOCKED) --quiet --workspace --all-targets -- -D warnings
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/stubtest gptrs._core --mypy-config-file pyproject.toml
+	$(VENV)/bin/lint-imports --no-logo
+
+bench-%: build ## run benches/bench_NAME.py
+	$(PY) benches/bench_$(subst -,_,$*).py $(ARGS)
+
+build: ## make .venv ready: the newest gptrs and everything the tests need
+	@$(TAKE_TURNS) $(MAKE) --silent --no-print-directory $(STAMPS)/ready
+
+# In order: the tools that build, the extension, gptrs itself, then whatever else is missing.
+
+$(STAMPS)/tools: constraints.txt
+	@command -v cargo >/dev/null || { echo 'gptrs needs Rust: https://rustup.rs' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "gptrs needs Python >= 3.11, and $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=..." >&2; exit 1; }
+	@echo 'setting up $(VENV)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --no-warn-conflicts --constraint constraints.txt pip maturin
+	@mkdir -p $(STAMPS) && touch $@
+
+$(DEV_WHEELS)/built: $(STAMPS)/tools $(RUST_SOURCES) $(PYTHON_SOURCES)
+	@echo 'building gptrs'
+	@rm -rf $(DEV_WHEELS)
+	@$(MATURIN) build $(LOCKED) --quiet --release --compatibility linux --interpreter $(PY) --out $(DEV_WHEELS)
+	@touch $@
+
+$(STAMPS)/installed: $(DEV_WHEELS)/built
+	@$(PIP) install --no-warn-conflicts --no-deps --force-reinstall $(DEV_WHEELS)/*.whl
+	@touch $@
+
+$(STAMPS)/ready: $(STAMPS)/installed pyproject.toml constraints.txt
+	@if [ -n '$(TORCH_INDEX)' ]; then \
+	    $(PIP) install --no-warn-conflicts --constraint constraints.txt --index-url $(TORCH_INDEX) torch; fi
+	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --group dev 'gptrs[plots]'
+	@$(PIP) install --no-warn-conflicts --no-deps --group oracle
+	@touch $@
+
+wheel: build ## the wheel to publish, built from the sdist, into dist/
+	@rm -rf dist
+	@# maturin looks for zig on the PATH; the shared target folder keeps what the sdist's build compiles.
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CARGO_TARGET_DIR=$(CURDIR)/target/wheel \
+	    $(MATURIN) build $(LOCKED) --quiet --release --sdist --interpreter $(PY) --out dist $(ZIG)
+	$(PY) .ci/check_wheel.py contents dist
+
+wheel-check: wheel ## install that wheel in an empty environment, outside this tree, and use it
+	$(PY) .ci/check_wheel.py install dist --constraint constraints.txt
+
+lock: ## resolve constraints.txt anew (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --upgrade \
+	    --no-annotate --custom-compile-command 'make lock' --quiet --output-file constraints.txt
+
+clean: ## remove all that was built, and .venv
+	rm -rf target dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,86 @@
+"""gptrs: the GPT of "Build a Large Language Model (From Scratch)" at production speed.
+
+    from gptrs import GPT_CONFIG_124M, GPTModel, create_dataloader_v1, generate_text_simple
+
+Names are imported when they are first used: `import gptrs` alone imports neither torch nor NumPy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptrs.checkpoint import load_checkpoint as load_checkpoint
+    from gptrs.checkpoint import save_checkpoint as save_checkpoint
+    from gptrs.config import GPT_CONFIG_124M as GPT_CONFIG_124M
+    from gptrs.config import PRESETS as PRESETS
+    from gptrs.config import GPTConfig as GPTConfig
+    from gptrs.config import get_config as get_config
+    from gptrs.data import GPTDatasetV1 as GPTDatasetV1
+    from gptrs.data import create_dataloader_v1 as create_dataloader_v1
+    from gptrs.errors import GptrsError as GptrsError
+    from gptrs.generation import generate as generate
+    from gptrs.generation import generate_text_simple as generate_text_simple
+    from gptrs.generation import text_to_token_ids as text_to_token_ids
+    from gptrs.generation import token_ids_to_text as token_ids_to_text
+    from gptrs.generator import Completion as Completion
+    from gptrs.generator import Generator as Generator
+    from gptrs.kv_cache import KVCache as KVCache
+    from gptrs.layers import GELU as GELU
+    from gptrs.layers import FeedForward as FeedForward
+    from gptrs.layers import LayerNorm as LayerNorm
+    from gptrs.layers import MultiHeadAttention as MultiHeadAttention
+    from gptrs.layers import TransformerBlock as TransformerBlock
+    from gptrs.model import GPTModel as GPTModel
+    from gptrs.sampling import Sampler as Sampler
+    from gptrs.sampling import SamplingConfig as SamplingConfig
+    from gptrs.tokenizer import Tokenizer as Tokenizer
+    from gptrs.tokenizer import get_tokenizer as get_tokenizer
+    from gptrs.training import calc_loss_batch as calc_loss_batch
+    from gptrs.training import calc_loss_loader as calc_loss_loader
+    from gptrs.training import evaluate_model as evaluate_model
+    from gptrs.training import generate_and_print_sample as generate_and_print_sample
+    from gptrs.training import plot_losses as plot_losses
+    from gptrs.training import train_model_simple as train_model_simple
+    from gptrs.weights import load_weights_into_gpt as load_weights_into_gpt
+
+_EXPORTS = {
+    "checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "config": ("GPT_CONFIG_124M", "PRESETS", "GPTConfig", "get_config"),
+    "data": ("GPTDatasetV1", "create_dataloader_v1"),
+    "errors": ("GptrsError",),
+    "generation": ("generate", "generate_text_simple", "text_to_token_ids", "token_ids_to_text"),
+    "generator": ("Completion", "Generator"),
+    "kv_cache": ("KVCache",),
+    "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
+    "model": ("GPTModel",),
+    "sampling": ("Sampler", "SamplingConfig"),
+    "tokenizer": ("Tokenizer", "get_tokenizer"),
+    "training": (
+        "calc_loss_batch",
+        "calc_loss_loader",
+        "evaluate_model",
+        "generate_and_print_sample",
+        "plot_losses",
+        "train_model_simple",
+    ),
+    "weights": ("load_weights_into_gpt",),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gptrs")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'gptrs' has no attribute {name!r}")
+    value = getattr(import_module(f"gptrs.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

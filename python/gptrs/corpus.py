@@ -1,0 +1,113 @@
+"""Tokens to train and validate on: the split, the batches, and what a model has to beat.
+
+    tokens    0 1 2 3 4 5 6 7 8 9 | 10 11          validation: the last tenth, in order
+    epoch 0   [0 1 2 3][4 5 6 7]                   windows of 4, end to end, shuffled
+    epoch 1     [1 2 3 4][5 6 7 8]                 from another first token, shuffled anew
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptrs.errors import DataError, TokenIdError
+
+Tokens = NDArray[np.integer[Any]]
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64 [B, T] each."""
+
+
+class Split(NamedTuple):
+    """One token stream in two parts; views of it, not copies."""
+
+    train: Tokens
+    validation: Tokens
+
+
+def split_tokens(
+    tokens: Tokens, *, validation_fraction: float, context_length: int, vocab_size: int
+) -> Split:
+    """The last `validation_fraction` of `tokens` for validation, the rest for training, both in order.
+
+    Raises:
+        DataError: a part is shorter than one window, context_length + 1 tokens.
+        TokenIdError: a token id is outside the vocabulary.
+    """
+    num_validation = math.ceil(len(tokens) * validation_fraction)
+    split = Split(tokens[: len(tokens) - num_validation], tokens[len(tokens) - num_validation :])
+    for name, part in zip(split._fields, split, strict=True):
+        if len(part) <= context_length:
+            raise DataError(
+                f"{name} has {len(part):,} of {len(tokens):,} tokens; a window of context_length "
+                f"{context_length} needs {context_length + 1:,}: give more text or a shorter context"
+            )
+    if (largest := int(tokens.max())) >= vocab_size:
+        position = int(tokens.argmax())
+        raise TokenIdError(f"token id {largest} at {position} is outside 0..{vocab_size - 1}")
+    return split
+
+
+def training_batches(
+    tokens: Tokens, *, batch_size: int, context_length: int, seed: int
+) -> Iterator[Batch]:
+    """Shuffled batches without end. An epoch's windows lie end to end, each epoch's from another first token.
+
+    Where an epoch is less than one batch, windows of several epochs share it.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    waiting = np.empty(0, dtype=np.int64)
+    while True:
+        room = len(tokens) - 1 - context_length
+        phase = int(generator.integers(min(context_length, room + 1)))
+        starts = np.arange(phase, room + 1, context_length)
+        waiting = np.concatenate([waiting, generator.permutation(starts)])
+        while len(waiting) >= batch_size:
+            yield _batch(tokens, waiting[:batch_size], context_length)
+            waiting = waiting[batch_size:]
+
+
+def validation_batches(
+    tokens: Tokens, *, batch_size: int, context_length: int, max_tokens: int
+) -> list[Batch]:
+    """The first `max_tokens` (one window at least) in windows end to end, in order; the same at every call."""
+    starts = np.arange(0, len(tokens) - context_length, context_length)
+    starts = starts[: max(1, max_tokens // context_length)]
+    return [
+        _batch(tokens, starts[i : i + batch_size], context_length)
+        for i in range(0, len(starts), batch_size)
+    ]
+
+
+def unigram_loss(split: Split, *, vocab_size: int) -> float:
+    """Nats per validation token of the best model that ignores context: training counts, plus one each.
+
+    A network that has learned nothing but how common each token is gets this loss.
+    """
+    counts = np.bincount(split.train, minlength=vocab_size) + 1
+    log_probs = np.log(counts) - math.log(counts.sum())
+    return float(-log_probs[split.validation].mean())
+
+
+def bytes_per_token(tokens: Tokens, tokenizer: Any) -> float:
+    """How many UTF-8 bytes of text one token stands for, on average."""
+    ids = tokens.tolist()
+    if hasattr(tokenizer, "decode_bytes"):
+        num_bytes = len(tokenizer.decode_bytes(ids))
+    else:
+        num_bytes = len(tokenizer.decode(ids).encode("utf-8"))
+    return num_bytes / len(ids)
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """`loss`, in nats per token, as bits per byte of text: comparable between tokenizers."""
+    return loss / math.log(2) / bytes_per_token
+
+
+def _batch(tokens: Tokens, starts: NDArray[np.int64], context_length: int) -> Batch:
+    windows = tokens[starts[:, None] + np.arange(context_length + 1)].astype(np.int64)
+    window_BT1 = torch.from_numpy(windows)
+    return window_BT1[:, :-1].contiguous(), window_BT1[:, 1:].contiguous()

@@ -1,0 +1,146 @@
+"""The book's `generate` functions, by one call into the Rust sampling loop.
+
+    ids [B, T] ─► Rust loop ◄─► engine (PyTorch) ; new ids ─► ids [B, T + n]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrs import _core
+from gptrs.engines import Choose, Model, make_engine
+from gptrs.errors import ConfigError, GenerationError
+from gptrs.sampling import SamplingConfig
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
+    """Token ids of a text, int64 [1, T]; `<|endoftext|>` in it is the special token."""
+    ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
+    return torch.tensor(ids, dtype=torch.int64).unsqueeze(0)
+
+
+def token_ids_to_text(token_ids: Tensor, tokenizer: Any) -> str:
+    """The text of token ids [1, T] or [T]."""
+    text: str = tokenizer.decode(token_ids.squeeze(0).tolist())
+    return text
+
+
+def generate_text_simple(
+    model: Model, idx: Tensor, max_new_tokens: int, context_size: int
+) -> Tensor:
+    """The most probable next tokens, one after the other.
+
+    Args:
+        model: a GPTModel, or any callable from ids [B, T] to logits [B, T, V].
+        idx: int [B, T], at least one token a row.
+        max_new_tokens: how many tokens every row gets.
+        context_size: the model sees this many of the newest tokens.
+    Returns:
+        idx and the new tokens, [B, T + max_new_tokens].
+    Raises:
+        ConfigError, GenerationError, TokenIdError: see `generate`.
+    """
+    return generate(model, idx, max_new_tokens, context_size)
+
+
+def generate(
+    model: Model,
+    idx: Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    eos_id: int | None = None,
+) -> Tensor:
+    """The book's `generate`: above temperature 0, torch's own generator draws, once a step.
+
+    Args:
+        model: a GPTModel, or any callable from ids [B, T] to logits [B, T, V].
+        idx: int [B, T], at least one token a row.
+        max_new_tokens: how many tokens a row gets at most.
+        context_size: the model sees this many of the newest tokens.
+        temperature: divides the logits; 0 takes the largest.
+        top_k: draw from the k largest logits, and what ties with the k-th.
+        eos_id: ends a row and is not appended; shorter rows are filled with it.
+    Returns:
+        idx and the new tokens, [B, T + at most max_new_tokens].
+    Raises:
+        ConfigError: a setting is out of its range.
+        GenerationError: no prompt tokens, or logits that nothing can be drawn from.
+        TokenIdError: idx has an id outside the vocabulary.
+    """
+    if idx.ndim != 2:
+        raise GenerationError(f"idx has shape {list(idx.shape)}, expected [batch, tokens]")
+    SamplingConfig(temperature=temperature, top_k=top_k)
+    choose = _torch_draw(temperature, top_k) if temperature > 0 else None
+    # Greedy for Rust: either there is no draw, or torch has made it.
+    config = SamplingConfig(temperature=0.0)
+    run = start_loop(
+        model,
+        idx.tolist(),
+        config,
+        seeds=[0] * len(idx),
+        max_new_tokens=max_new_tokens,
+        context_size=context_size,
+        eos_id=eos_id,
+        device=idx.device,
+        choose=choose,
+    )
+    rows = [tokens for tokens, _ in run.run()]
+    longest = max(map(len, rows), default=0)
+    filled = [row + [eos_id] * (longest - len(row)) for row in rows]
+    new = torch.tensor(filled, dtype=idx.dtype, device=idx.device).view(len(idx), longest)
+    return torch.cat((idx, new), dim=1)
+
+
+def _torch_draw(temperature: float, top_k: int | None) -> Choose:
+    """The book's filter and draw, for a batch of any size."""
+
+    def choose(logits_NV: Tensor) -> Tensor:
+        if top_k is not None:
+            largest = torch.topk(logits_NV, min(top_k, logits_NV.shape[-1])).values
+            logits_NV = logits_NV.masked_fill(logits_NV < largest[:, -1:], -torch.inf)
+        probs_NV = torch.softmax(logits_NV / temperature, dim=-1)
+        if probs_NV.isnan().any():
+            raise GenerationError("the logits have NaN or inf, or nothing but -inf")
+        return torch.multinomial(probs_NV, num_samples=1)
+
+    return choose
+
+
+def start_loop(
+    model: Model,
+    sequences: list[list[int]],
+    config: SamplingConfig,
+    *,
+    seeds: list[int],
+    max_new_tokens: int,
+    context_size: int,
+    eos_id: int | None,
+    device: torch.device,
+    choose: Choose | None = None,
+) -> _core.Generation:
+    """The Rust loop over `model`, checked and ready to run; sequence i draws as number i.
+
+    Raises:
+        ConfigError, GenerationError, TokenIdError: see `generate`.
+    """
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens is at least 0, found {max_new_tokens}")
+    return _core.Generation(
+        make_engine(model, len(sequences), context_size, device, choose),
+        sequences,
+        max_new_tokens=max_new_tokens,
+        window=context_size,
+        eos_id=eos_id,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seeds=seeds,
+        sequences=list(range(len(sequences))),
+    )

@@ -1,0 +1,176 @@
+"""Keys and values of the tokens a model has already read, so that the next token costs one row.
+
+           context_length slots, allocated once
+    row 0  [ k k k k k . . . . . ]   lengths[0] = 5
+    row 1  [ k k k . . . . . . . ]   lengths[1] = 3: rows may differ
+
+A forward pass appends to every row. What lies beyond `lengths[b]` is never attended to, so lowering
+`lengths[b]` is all it takes to forget. Knows nothing of the model, nor of the tokens themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gptrs.errors import GenerationError
+
+# B batch rows, T new tokens, S slots attended to, H heads, K head_dim.
+
+ExtendLayer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Stores a layer's new keys and values [B, H, T, K], returns all there are, [B, H, S, K]."""
+
+
+class KVCache:
+    """Keys and values of every layer; made by `GPTModel.new_cache`.
+
+    Attributes:
+        keys, values: one tensor [batch_size, n_heads, context_length, head_dim] a layer.
+        lengths: how many tokens each row holds, ints on the host. Lower one to forget that row's
+            last tokens. A cache made by `rows` has its parent's list, the same object.
+        first_row: where this cache's row 0 stands in `lengths`; 0 unless it was made by `rows`.
+        batch_size: number of rows.
+        context_length: most tokens a row can hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        batch_size: int,
+        n_heads: int,
+        context_length: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        shape = (batch_size, n_heads, context_length, head_dim)
+        # Zeros, not `empty`: a slot nobody wrote has attention weight 0, and 0 * nan would be nan.
+        # Ordinary tensors even inside inference mode, so that the cache can outlive it.
+        with torch.inference_mode(False):
+            self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+            self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.lengths = [0] * batch_size
+        self.first_row = 0
+        self.batch_size = batch_size
+        self.context_length = context_length
+
+    def rows(self, start: int, stop: int) -> KVCache:
+        """A cache over rows start..stop that shares storage and `lengths` with this one.
+
+        Raises:
+            GenerationError: there are no such rows.
+        """
+        if not 0 <= start < stop <= self.batch_size:
+            raise GenerationError(
+                f"rows {start}..{stop} were asked for; the cache has 0..{self.batch_size}"
+            )
+        view = object.__new__(KVCache)
+        view.keys = [keys[start:stop] for keys in self.keys]
+        view.values = [values[start:stop] for values in self.values]
+        view.lengths = self.lengths
+        view.first_row = self.first_row + start
+        view.batch_size = stop - start
+        view.context_length = self.context_length
+        return view
+
+    def copy_row(self, src: int, dst: int, length: int) -> None:
+        """Makes row `dst` hold the first `length` tokens of row `src`.
+
+        Raises:
+            GenerationError: no such row, or row `src` holds fewer tokens.
+        """
+        for row in (src, dst):
+            if not 0 <= row < self.batch_size:
+                raise GenerationError(f"row {row} is outside 0..{self.batch_size - 1}")
+        held = self.lengths[self.first_row + src]
+        if not 0 <= length <= held:
+            raise GenerationError(f"{length} tokens of row {src} were asked for; it holds {held}")
+        if src != dst:
+            for tensor in (*self.keys, *self.values):
+                tensor[dst, :, :length] = tensor[src, :, :length]
+        self.lengths[self.first_row + dst] = length
+
+    def place(self, batch_size: int, num_tokens: int) -> Placement:
+        """Where `num_tokens` more tokens of every row go. Writes nothing.
+
+        Raises:
+            GenerationError: another batch size than the cache's, or a row would outgrow
+                context_length.
+        """
+        if batch_size != self.batch_size:
+            raise GenerationError(
+                f"the input has {batch_size} rows, its cache has {self.batch_size}"
+            )
+        lengths = self.lengths[self.first_row : self.first_row + batch_size]
+        for row, length in enumerate(lengths):
+            if length + num_tokens > self.context_length:
+                raise GenerationError(
+                    f"row {row} of the cache holds {length} tokens, and {num_tokens} more exceed "
+                    f"context_length {self.context_length}"
+                )
+        device = self.keys[0].device
+        if len(set(lengths)) <= 1:
+            start = lengths[0] if lengths else 0
+            end = start + num_tokens
+            position_ids = torch.arange(start, end, device=device)
+            # A single token sees all there is, and from an empty cache plain causal attention does.
+            mask = _visible(position_ids, end) if num_tokens > 1 and start > 0 else None
+            return Placement(self, num_tokens, position_ids, mask, end, start)
+        end = max(lengths) + num_tokens
+        starts_B = torch.tensor(lengths, device=device)
+        position_ids = starts_B[:, None] + torch.arange(num_tokens, device=device)
+        mask = _visible(position_ids, end)[:, None]
+        return Placement(self, num_tokens, position_ids, mask, end, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The slots that one forward pass fills; the same in every layer."""
+
+    cache: KVCache
+    num_tokens: int
+    position_ids: Tensor
+    """int64 [T] where all rows are equally long, else [B, T]."""
+    mask: Tensor | None
+    """bool [T, S] or [B, 1, T, S], True where a new token sees a slot. None: see `is_causal`."""
+    end: int
+    """S: slots that are looked at, from 0."""
+    start: int | None
+    """First slot filled, where all rows are equally long."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Without a mask: plainly causal from an empty cache, or else one token that sees all."""
+        return self.start == 0
+
+    def layer(self, index: int) -> ExtendLayer:
+        """Stores what it is given in layer `index`."""
+        return partial(self._extend, self.cache.keys[index], self.cache.values[index])
+
+    def commit(self) -> None:
+        """Counts the new tokens in. Until then, an interrupted pass has changed nothing."""
+        first_row = self.cache.first_row
+        for row in range(first_row, first_row + self.cache.batch_size):
+            self.cache.lengths[row] += self.num_tokens
+
+    def _extend(
+        self, keys: Tensor, values: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        for stored, new_BHTK in ((keys, k_BHTK), (values, v_BHTK)):
+            if self.start is not None:
+                stored[:, :, self.start : self.end] = new_BHTK
+            else:
+                row_B1 = torch.arange(len(stored), device=stored.device)[:, None]
+                new_BTHK = new_BHTK.transpose(1, 2).to(stored.dtype)
+                stored[row_B1, :, self.position_ids] = new_BTHK
+        return keys[:, :, : self.end], values[:, :, : self.end]
+
+
+def _visible(position_ids: Tensor, num_slots: int) -> Tensor:
+    """Whether slot s is visible from position p, s <= p: bool [..., T, num_slots]."""
+    return torch.arange(num_slots, device=position_ids.device) <= position_ids[..., None]

@@ -1,0 +1,366 @@
+"""The book's GPT: its names, its construction order, its state_dict keys, its numbers.
+
+    in_idx ─► tok_emb + pos_emb ─► drop_emb ─► trf_blocks ─► final_norm ─► out_head ─► logits
+
+A seed gives the weights that the book's own classes draw from it, and the forward pass equals
+theirs to rounding. Knows nothing of text, losses or files. Its parts are in `layers`, its memory of
+tokens already read in `kv_cache`; this module exports both.
+"""
+
+# Tensor names end in their shape: B batch, T tokens, D emb_dim, V vocab_size.
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gptrs.config import ConfigLike, GPTConfig
+from gptrs.errors import ConfigError, DataError, GptrsError, TokenIdError
+from gptrs.kv_cache import KVCache, Placement
+from gptrs.layers import (
+    GELU,
+    Attend,
+    FeedForward,
+    LayerNorm,
+    MultiHeadAttention,
+    TransformerBlock,
+    check_num_tokens,
+)
+
+__all__ = [
+    "GELU",
+    "Attend",
+    "FeedForward",
+    "GPTModel",
+    "GPTOutput",
+    "KVCache",
+    "LayerNorm",
+    "MultiHeadAttention",
+    "TransformerBlock",
+]
+
+
+class GPTOutput(NamedTuple):
+    """What `GPTModel` returns when asked for more than logits."""
+
+    logits: Tensor
+    """[B, T, V]."""
+    hidden: tuple[Tensor, ...] | None
+    """n_layers + 1 tensors [B, T, D]: 0 is the embeddings, the last is after `final_norm`."""
+    attention: tuple[Tensor, ...] | None
+    """n_layers tensors [B, H, T, S]: the weights that multiply the values, after dropout."""
+
+
+class GPTModel(nn.Module):
+    """The book's GPT.
+
+    Args:
+        cfg: a GPTConfig, a mapping with the book's keys such as `GPT_CONFIG_124M`, or a preset's
+            name.
+
+    With `init="book"`, weights are PyTorch's defaults, drawn in the book's order. With
+    `init="gpt2"` they are drawn again after construction: N(0, 0.02), the two projections into the
+    residual stream of each block divided by sqrt(2 * n_layers), biases 0 (Radford et al. 2019,
+    section 2.3).
+
+    A tied model's `state_dict` has `tok_emb.weight` and `out_head.weight`, one tensor under two
+    names; loading takes either or both, and refuses two that differ.
+    """
+
+    def __init__(self, cfg: ConfigLike) -> None:
+        super().__init__()
+        cfg = GPTConfig.of(cfg)
+        self.cfg = cfg
+        self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
+        self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
+        self.drop_emb = nn.Dropout(cfg.drop_rate)
+        self.trf_blocks = nn.Sequential(*(TransformerBlock(cfg) for _ in range(cfg.n_layers)))
+        self.final_norm = LayerNorm(cfg.emb_dim)
+        self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
+        if cfg.tie_embeddings:
+            self.out_head.weight = self.tok_emb.weight
+        if cfg.init == "gpt2":
+            self._draw_gpt2_weights()
+        self.register_load_state_dict_pre_hook(_strip_compile_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_complete_tied_pair)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        in_idx: Tensor,
+        *,
+        cache: KVCache | None = None,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        return_hidden: bool = False,
+        return_attention: bool = False,
+    ) -> Tensor | GPTOutput:
+        """The logits of the token after each token.
+
+        Args:
+            in_idx: token ids, int64 or int32 [B, T], each in 0..vocab_size - 1.
+            cache: tokens already read. The T new ones are appended to every row and attend to what
+                their row holds. No gradient is recorded.
+            position_ids: int [T] or [B, T], the rows of `pos_emb` to add. Default: 0..T - 1,
+                counted on from the cache. Attention stays causal in the order of the tokens.
+            cu_seqlens: int32 [number of documents + 1], where documents start and end in the
+                row-major B * T tokens, from 0 to B * T; every row starts one. Attention stays
+                inside a document, and positions restart in each.
+            return_hidden: return a GPTOutput, with the hidden states.
+            return_attention: return a GPTOutput, with the attention weights. They are computed
+                step by step: slower, and T * S numbers a head.
+
+        Returns:
+            Logits [B, T, V] in the weights' dtype, or a GPTOutput.
+
+        Raises:
+            TokenIdError: an id is outside the vocabulary. (Checked on the CPU; a GPU asserts.)
+            DataError: wrong shape or dtype, more than context_length tokens, bad cu_seqlens.
+            GenerationError: the cache has another batch size, or no room; nothing was written.
+            ConfigError: both `cache` and `cu_seqlens`.
+        """
+        hidden: list[Tensor] | None = [] if return_hidden else None
+        weights: list[Tensor] | None = [] if return_attention else None
+        with _no_grad_with(cache):
+            x_BTD = self._trunk(in_idx, cache, position_ids, cu_seqlens, hidden, weights)
+            logits_BTV: Tensor = self.out_head(x_BTD)
+        if hidden is None and weights is None:
+            return logits_BTV
+        return GPTOutput(
+            logits_BTV,
+            None if hidden is None else tuple(hidden),
+            None if weights is None else tuple(weights),
+        )
+
+    def hidden_states(
+        self,
+        in_idx: Tensor,
+        *,
+        cache: KVCache | None = None,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """What `out_head` is applied to: [B, T, D], after `final_norm`. Arguments as in `forward`.
+
+        For callers that need the logits of few tokens, or a loss that never forms them all.
+        """
+        with _no_grad_with(cache):
+            return self._trunk(in_idx, cache, position_ids, cu_seqlens, None, None)
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache of `batch_size` rows, in the weights' dtype and on their device.
+
+        It takes 2 * n_layers * context_length * emb_dim numbers a row: 75 MB for the 124M model.
+        """
+        weight = self.tok_emb.weight
+        return KVCache(
+            n_layers=len(self.trf_blocks),
+            batch_size=batch_size,
+            n_heads=self.cfg.n_heads,
+            context_length=self.cfg.context_length,
+            head_dim=self.cfg.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def _trunk(
+        self,
+        in_idx: Tensor,
+        cache: KVCache | None,
+        position_ids: Tensor | None,
+        cu_seqlens: Tensor | None,
+        hidden: list[Tensor] | None,
+        weights: list[Tensor] | None,
+    ) -> Tensor:
+        """Everything before `out_head`; fills `hidden` and `weights` where given."""
+        position_ids, mask, placement = self._plan(in_idx, cache, position_ids, cu_seqlens)
+        x_BTD = self._embed(in_idx, position_ids)
+        if mask is None and placement is None and hidden is None and weights is None:
+            x_BTD = self.trf_blocks(x_BTD)
+        else:
+            x_BTD = self._blocks(x_BTD, mask, placement, hidden, weights)
+        normed_BTD: Tensor = self.final_norm(x_BTD)
+        if hidden is not None:
+            hidden.append(normed_BTD)
+        if placement is not None:
+            placement.commit()
+        return normed_BTD
+
+    def _plan(
+        self,
+        in_idx: Tensor,
+        cache: KVCache | None,
+        position_ids: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Placement | None]:
+        """Position ids, mask and cache slots of the pass; all checks that come before computing."""
+        _check_ids("in_idx", in_idx, ndims=(2,))
+        if position_ids is not None:
+            _check_ids("position_ids", position_ids, ndims=(1, 2))
+        if cache is not None and cu_seqlens is not None:
+            raise ConfigError("a forward pass takes a cache or cu_seqlens, not both")
+        batch_size, num_tokens = in_idx.shape
+        placement: Placement | None = None
+        mask: Tensor | None = None
+        if cache is not None:
+            placement = cache.place(batch_size, num_tokens)
+            mask, default = placement.mask, placement.position_ids
+        else:
+            check_num_tokens(num_tokens, self.cfg.context_length)
+            if cu_seqlens is not None:
+                mask, default = _documents(cu_seqlens, batch_size, num_tokens)
+            else:
+                default = torch.arange(num_tokens, device=in_idx.device)
+        return default if position_ids is None else position_ids, mask, placement
+
+    def _embed(self, in_idx: Tensor, position_ids: Tensor) -> Tensor:
+        tok_BTD = _look_up(self.tok_emb, in_idx, "token id", TokenIdError)
+        pos_TD = _look_up(self.pos_emb, position_ids, "position id", DataError)
+        x_BTD: Tensor = self.drop_emb(tok_BTD + pos_TD)
+        return x_BTD
+
+    def _blocks(
+        self,
+        x_BTD: Tensor,
+        mask: Tensor | None,
+        placement: Placement | None,
+        hidden: list[Tensor] | None,
+        weights: list[Tensor] | None,
+    ) -> Tensor:
+        is_causal = mask is None and (placement is None or placement.is_causal)
+        for index, block in enumerate(self.trf_blocks):
+            if hidden is not None:
+                hidden.append(x_BTD)
+            extend = None if placement is None else placement.layer(index)
+            if mask is None and extend is None and weights is None:
+                x_BTD = block(x_BTD)
+            else:
+                x_BTD = block(x_BTD, Attend(mask, is_causal, extend, weights))
+        return x_BTD
+
+    def _draw_gpt2_weights(self) -> None:
+        residual_std = 0.02 / math.sqrt(2 * self.cfg.n_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif name.endswith(".weight"):
+                nn.init.normal_(parameter, std=0.02)
+
+
+def _no_grad_with(cache: KVCache | None) -> AbstractContextManager[Any]:
+    """A pass with a cache is inference: a gradient that ended at the cache would be wrong."""
+    return nullcontext() if cache is None else torch.no_grad()
+
+
+def _documents(cu_seqlens: Tensor, batch_size: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """The mask, bool [B, 1, T, T], and position ids, [B, T], of documents packed into rows."""
+    _check_cu_seqlens(cu_seqlens, batch_size, num_tokens)
+    index = torch.arange(batch_size * num_tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens, index, right=True) - 1
+    position_ids_BT = (index - cu_seqlens[document]).view(batch_size, num_tokens)
+    document_BT = document.view(batch_size, num_tokens)
+    mask_BTT = (document_BT[:, :, None] == document_BT[:, None, :]).tril()
+    return mask_BTT[:, None], position_ids_BT
+
+
+# --- Checks: on shapes, dtypes and host values only, so that no GPU is waited for ---
+
+
+def _check_ids(name: str, ids: Tensor, ndims: tuple[int, ...]) -> None:
+    if not isinstance(ids, Tensor):
+        raise DataError(f"{name} is a {type(ids).__name__}; it must be a tensor of integers")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise DataError(f"{name} has dtype {ids.dtype}; it must be torch.int64 or torch.int32")
+    if ids.ndim not in ndims:
+        expected = "[batch, tokens]" if ndims == (2,) else "[tokens] or [batch, tokens]"
+        hint = "; add the batch with unsqueeze(0)" if ids.ndim == 1 else ""
+        raise DataError(f"{name} has shape {list(ids.shape)}; it must be {expected}{hint}")
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, batch_size: int, num_tokens: int) -> None:
+    _check_ids("cu_seqlens", cu_seqlens, ndims=(1,))
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bounds = cu_seqlens.tolist()
+    end = batch_size * num_tokens
+    if not bounds or bounds[0] != 0 or bounds[-1] != end:
+        raise DataError(f"cu_seqlens is {bounds}; it must run from 0 to batch * tokens = {end}")
+    if bounds != sorted(bounds):
+        raise DataError(f"cu_seqlens is {bounds}; it must not decrease")
+    for row in range(batch_size):
+        if row * num_tokens not in bounds:
+            raise DataError(
+                f"cu_seqlens is {bounds}; it must have {row * num_tokens}, where row {row} starts"
+            )
+
+
+def _look_up(embedding: nn.Embedding, ids: Tensor, what: str, error: type[GptrsError]) -> Tensor:
+    """`embedding(ids)`. An id outside is explained after the fact: checking costs nothing."""
+    try:
+        vectors: Tensor = embedding(ids)
+    except IndexError as cause:
+        size = embedding.weight.shape[0]
+        outside = ((ids < 0) | (ids >= size)).nonzero()
+        if not len(outside):
+            raise
+        index = outside[0].tolist()
+        found = int(ids[tuple(index)])
+        raise error(f"{what} {found} at {index} is outside 0..{size - 1}") from cause
+    return vectors
+
+
+# --- Loading: what a plain, strict `load_state_dict` takes besides our own keys ---
+
+
+def _strip_compile_prefix(
+    model: GPTModel, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """A compiled model, or one with compiled blocks, saves its keys with `_orig_mod.` in them."""
+    compiled = [key for key in state_dict if key.startswith(prefix) and "_orig_mod." in key]
+    if not compiled:
+        return
+    own_keys = {prefix + key for key in model.state_dict()}
+    for key in compiled:
+        if key not in own_keys:
+            plain = prefix + key.removeprefix(prefix).replace("_orig_mod.", "")
+            state_dict[plain] = state_dict.pop(key)
+
+
+def _complete_tied_pair(
+    model: GPTModel, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """A tied model takes either of its two names, or both when they hold the same numbers."""
+    if not _ties(model):
+        return
+    embedding, head = prefix + "tok_emb.weight", prefix + "out_head.weight"
+    if embedding in state_dict and head in state_dict:
+        one, other = state_dict[embedding], state_dict[head]
+        if one.data_ptr() != other.data_ptr() and not torch.equal(one, other):
+            raise ConfigError(
+                f"tie_embeddings is True, but {embedding} and {head} differ in the state_dict: "
+                "it is an untied model's; nothing was loaded"
+            )
+    elif embedding in state_dict:
+        state_dict[head] = state_dict[embedding]
+    elif head in state_dict:
+        state_dict[embedding] = state_dict[head]
+
+
+def _tie_again(model: GPTModel, incompatible_keys: object) -> None:
+    """`load_state_dict(assign=True)`, or `to_empty` before it, makes two parameters of the one."""
+    if _ties(model):
+        model.out_head.weight = model.tok_emb.weight
+
+
+def _ties(model: GPTModel) -> bool:
+    """Whether `out_head` is still the tied one, not a classifier put in its place."""
+    if not model.cfg.tie_embeddings:
+        return False
+    head: nn.Module = model.out_head
+    return isinstance(head, nn.Linear) and head.weight.shape == model.tok_emb.weight.shape

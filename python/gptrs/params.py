@@ -1,0 +1,139 @@
+"""Where a GPT's parameters are: a count and a formula for every part, from the config alone.
+
+Builds no model and imports no torch, so the 175 billion parameters of GPT-3 are counted in no time
+and no memory. The tests hold every line to the real modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gptrs.config import GPTConfig
+
+_BYTES_FLOAT32 = 4
+# Weights, gradients and AdamW's two moments.
+_BYTES_ADAMW = 4 * _BYTES_FLOAT32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRow:
+    """One line of the budget."""
+
+    part: str
+    """What is counted, e.g. "attention"."""
+    formula: str
+    """How, in the config's field names, e.g. "4 * emb_dim^2 + emb_dim"."""
+    count: int
+    """Number of parameters."""
+    depth: int = 0
+    """0: adds to the total; 1: of one block; 2: a part of that block."""
+
+
+def parameter_budget(cfg: GPTConfig) -> list[BudgetRow]:
+    """Every part of `cfg`'s model, in the order of the forward pass, and the total as the last row.
+
+    The rows of depth 0 before the last sum to it; the rows of depth 2 sum to the one of depth 1.
+    """
+    V, N, D, L = cfg.vocab_size, cfg.context_length, cfg.emb_dim, cfg.n_layers
+    attention = 4 * D * D + D + (3 * D if cfg.qkv_bias else 0)
+    attention_formula = "4 * emb_dim^2 + " + ("4 * emb_dim" if cfg.qkv_bias else "emb_dim")
+    feed_forward = 8 * D * D + 5 * D
+    norms = 4 * D
+    block = attention + feed_forward + norms
+    head, head_formula = V * D, "emb_dim * vocab_size"
+    if cfg.tie_embeddings:
+        head, head_formula = 0, "tied: it is the token embedding"
+    total = V * D + N * D + L * block + 2 * D + head
+    return [
+        BudgetRow(part="token embedding", formula="vocab_size * emb_dim", count=V * D),
+        BudgetRow(part="position embedding", formula="context_length * emb_dim", count=N * D),
+        BudgetRow(
+            part=f"{L} blocks" if L > 1 else "1 block",
+            formula="n_layers * (attention + feed-forward + norms)",
+            count=L * block,
+        ),
+        BudgetRow(
+            part="each block", formula="attention + feed-forward + norms", count=block, depth=1
+        ),
+        BudgetRow(part="attention", formula=attention_formula, count=attention, depth=2),
+        BudgetRow(
+            part="feed-forward", formula="8 * emb_dim^2 + 5 * emb_dim", count=feed_forward, depth=2
+        ),
+        BudgetRow(part="norms", formula="2 * (2 * emb_dim)", count=norms, depth=2),
+        BudgetRow(part="final norm", formula="2 * emb_dim", count=2 * D),
+        BudgetRow(part="output head", formula=head_formula, count=head),
+        BudgetRow(part="total", formula="", count=total),
+    ]
+
+
+def count_parameters(cfg: GPTConfig) -> int:
+    """Number of parameters of `cfg`'s model; a matrix that is used twice counts once."""
+    return parameter_budget(cfg)[-1].count
+
+
+def format_budget(cfg: GPTConfig, name: str) -> str:
+    """The budget as text for a terminal, `name` in its title.
+
+    Where `cfg` ties its embeddings or has QKV biases, it ends with what these two choices change
+    against the book's, which has neither.
+    """
+    rows = parameter_budget(cfg)
+    parts = ["  " * row.depth + row.part for row in rows]
+    part_width = max(map(len, parts))
+    count_width = max(len(f"{row.count:,}") for row in rows)
+    lines = [f"{name}: {_shape(cfg)}", ""]
+    for part, row in zip(parts, rows, strict=True):
+        if row.part == "total":
+            lines.append("-" * (part_width + 2 + count_width))
+        line = f"{part:<{part_width}}  {row.count:>{count_width},}  {row.formula}"
+        lines.append(line.rstrip())
+    total = rows[-1].count
+    lines += [
+        "",
+        f"float32 weights take {_size(total * _BYTES_FLOAT32)}; to train them with AdamW, "
+        f"{_size(total * _BYTES_ADAMW)} (weights, gradients, two moments), activations besides.",
+        *_difference_to_the_book(cfg, name),
+    ]
+    return "\n".join(lines)
+
+
+def _difference_to_the_book(cfg: GPTConfig, name: str) -> list[str]:
+    """What tying and QKV biases change, line by line; empty when `cfg` has neither."""
+    steps: list[tuple[int, str]] = []
+    if cfg.tie_embeddings:
+        steps.append((-cfg.vocab_size * cfg.emb_dim, "tying: no output head of its own"))
+    if cfg.qkv_bias:
+        num_biases = cfg.n_layers * 3 * cfg.emb_dim
+        steps.append((num_biases, "QKV biases: n_layers * 3 * emb_dim"))
+    if not steps:
+        return []
+    plain = replace(cfg, tie_embeddings=False, qkv_bias=False, init="book")
+    start = "book-124m" if plain == GPTConfig() else "untied, no QKV biases"
+    table = [
+        (f"{count_parameters(plain):,}", start),
+        *((f"{count:+,}", reason) for count, reason in steps),
+        (f"{count_parameters(cfg):,}", name),
+    ]
+    width = max(len(count) for count, _ in table)
+    return [
+        "",
+        "Beside the book's choices:",
+        *(f"  {count:>{width}}  {why}" for count, why in table),
+    ]
+
+
+def _shape(cfg: GPTConfig) -> str:
+    return (
+        f"vocab_size {cfg.vocab_size:,}, context_length {cfg.context_length:,}, "
+        f"emb_dim {cfg.emb_dim:,}, n_heads {cfg.n_heads}, n_layers {cfg.n_layers}"
+    )
+
+
+def _size(num_bytes: int) -> str:
+    """`num_bytes` in the decimal unit that suits it, e.g. "652 MB"."""
+    size = float(num_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

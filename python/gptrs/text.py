@@ -1,0 +1,77 @@
+"""Text from files: strict UTF-8, whole files, in a fixed order. No tokens here.
+
+Python's own help topics serve as a text that every installation has, for the demo and for trying things.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gptrs.errors import SourceError
+
+TEXT_SUFFIXES = (".txt", ".md")
+"""What is read from a folder. A file that is named itself is read whatever it is called."""
+
+
+def read_text(path: str | Path) -> str:
+    """The text of one UTF-8 file, line ends as they are; a byte order mark is dropped.
+
+    Raises:
+        SourceError: the file is missing, unreadable, a folder, or not UTF-8 (the message has the offset of
+            the first wrong byte, counted from 0).
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise SourceError(f"{path}: is a folder, not a file") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return decode_utf8(content, source=str(path))
+
+
+def decode_utf8(content: bytes, *, source: str) -> str:
+    """`content` as text, without a byte order mark; `source` names it in the error.
+
+    Raises:
+        SourceError: content is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise SourceError(
+            f"{source}: not UTF-8: byte 0x{byte:02x} at offset {error.start} ({error.reason})"
+        ) from None
+
+
+def find_text_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that `paths` name: files as given, folders by their .txt and .md files at any depth, sorted.
+
+    Raises:
+        SourceError: a path does not exist, or a folder holds no such file.
+    """
+    return [file for path in paths for file in _files_under(Path(path))]
+
+
+def help_topics() -> str:
+    """The text of Python's `help()` topics, sorted by name: about 465,000 characters of English.
+
+    The exact text depends on the Python version (3.11: 465,126 characters, 139,015 GPT-2 tokens).
+    """
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _files_under(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        yield path
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES)
+    if not files:
+        raise SourceError(f"{path}: no {' or '.join(TEXT_SUFFIXES)} file in this folder")
+    yield from files

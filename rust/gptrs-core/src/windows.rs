@@ -1,0 +1,140 @@
+//! Sliding windows: where each (input, target) pair starts. Keeps no index and copies only on request.
+//!
+//! ```text
+//! tokens   0 1 2 3 4 5     length 4, stride 1
+//! input 0  0 1 2 3         target 0    1 2 3 4
+//! input 1    1 2 3 4       target 1      2 3 4 5
+//! ```
+//!
+//! ```
+//! let windows = gptrs_core::Windows::new(6, 4, 1)?;
+//! assert_eq!(windows.len(), 2);
+//! let (mut inputs, mut targets) = ([0; 4], [0; 4]);
+//! windows.fill(&[0_u16, 1, 2, 3, 4, 5], &[1], &mut inputs, &mut targets)?;
+//! assert_eq!((inputs, targets), ([1, 2, 3, 4], [2, 3, 4, 5]));
+//! # Ok::<(), gptrs_core::Error>(())
+//! ```
+
+use crate::{Error, Result};
+
+/// The windows of a stream of tokens, by arithmetic alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    num_tokens: usize,
+    length: usize,
+    stride: usize,
+}
+
+impl Windows {
+    /// Windows of `length` tokens over a stream of `num_tokens`, each `stride` after the one before.
+    pub fn new(num_tokens: usize, length: usize, stride: usize) -> Result<Self> {
+        if length == 0 || stride == 0 {
+            return Err(Error::EmptyWindow { length, stride });
+        }
+        Ok(Self { num_tokens, length, stride })
+    }
+
+    /// How many windows there are: the book's `len(range(0, num_tokens - length, stride))`.
+    ///
+    /// The last token of the stream is only ever a target, so a stream of exactly `length` has none.
+    pub fn len(&self) -> usize {
+        self.num_tokens.saturating_sub(self.length).div_ceil(self.stride)
+    }
+
+    /// Whether the stream is too short for a single window.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where window `index` starts in the stream.
+    pub fn start(&self, index: i64) -> Result<usize> {
+        match usize::try_from(index) {
+            Ok(i) if i < self.len() => Ok(i * self.stride),
+            _ => Err(Error::WindowOutOfRange { index, len: self.len() }),
+        }
+    }
+
+    /// Copies the windows `indices` into `inputs` and their targets into `targets`, row by row.
+    ///
+    /// `tokens` is the whole stream; `inputs` and `targets` hold `indices.len() * length` ids.
+    /// On an error nothing was written.
+    pub fn fill<T: Copy + Into<i64>>(
+        &self,
+        tokens: &[T],
+        indices: &[i64],
+        inputs: &mut [i64],
+        targets: &mut [i64],
+    ) -> Result<()> {
+        check_len("tokens", tokens.len(), self.num_tokens)?;
+        check_len("inputs", inputs.len(), indices.len() * self.length)?;
+        check_len("targets", targets.len(), indices.len() * self.length)?;
+        for &index in indices {
+            self.start(index)?;
+        }
+        let rows = inputs.chunks_exact_mut(self.length).zip(targets.chunks_exact_mut(self.length));
+        for (&index, (input, target)) in indices.iter().zip(rows) {
+            let window = &tokens[self.start(index)?..][..=self.length];
+            widen(&window[..self.length], input);
+            widen(&window[1..], target);
+        }
+        Ok(())
+    }
+}
+
+fn widen<T: Copy + Into<i64>>(from: &[T], to: &mut [i64]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = from.into();
+    }
+}
+
+fn check_len(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::WrongLength { what, found, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn there_are_as_many_windows_as_the_books_range_has_steps(
+            n in 0usize..300, length in 1usize..64, stride in 1usize..64,
+        ) {
+            let steps = (0..n.saturating_sub(length)).step_by(stride).count();
+            prop_assert_eq!(Windows::new(n, length, stride)?.len(), steps);
+        }
+
+        #[test]
+        fn a_target_is_its_input_one_token_later(
+            n in 2usize..300, length in 1usize..64, stride in 1usize..64,
+        ) {
+            let tokens: Vec<u32> = (0..n as u32).map(|t| t * 7919).collect();
+            let windows = Windows::new(n, length, stride)?;
+            for index in 0..windows.len() {
+                let (mut inputs, mut targets) = (vec![0; length], vec![0; length]);
+                windows.fill(&tokens, &[index as i64], &mut inputs, &mut targets)?;
+                let start = index * stride;
+                for j in 0..length {
+                    prop_assert_eq!(inputs[j], i64::from(tokens[start + j]));
+                    prop_assert_eq!(targets[j], i64::from(tokens[start + j + 1]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_index_writes_nothing() {
+        let windows = Windows::new(6, 4, 1).unwrap();
+        let (mut inputs, mut targets) = ([-1; 8], [-1; 8]);
+        let error = windows.fill(&[0_u16; 6], &[0, 2], &mut inputs, &mut targets).unwrap_err();
+        assert_eq!(error.to_string(), "window 2 is out of range: there are 2 windows");
+        assert_eq!((inputs, targets), ([-1; 8], [-1; 8]));
+    }
+
+    #[test]
+    fn a_window_of_no_tokens_is_refused() {
+        assert_eq!(Windows::new(6, 0, 1), Err(Error::EmptyWindow { length: 0, stride: 1 }));
+        assert_eq!(Windows::new(6, 4, 0), Err(Error::EmptyWindow { length: 4, stride: 0 }));
+    }
+}

@@ -1,0 +1,42 @@
+//! Core errors become the exceptions of `gptrs.errors`: here, and nowhere else.
+
+use gptrs_core::Error;
+use pyo3::PyErr;
+use pyo3::exceptions::PyValueError;
+
+pyo3::import_exception!(gptrs.errors, ConfigError);
+pyo3::import_exception!(gptrs.errors, GenerationError);
+pyo3::import_exception!(gptrs.errors, TokenIdError);
+pyo3::import_exception!(gptrs.errors, TokenizerError);
+pyo3::import_exception!(gptrs.errors, WindowError);
+
+/// Lets `?` turn a core error into the exception that Python code expects.
+pub struct CoreError(pub Error);
+
+impl From<Error> for CoreError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl From<CoreError> for PyErr {
+    fn from(CoreError(error): CoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::WindowOutOfRange { .. } => WindowError::new_err(message),
+            Error::EmptyWindow { .. }
+            | Error::NoRoom { .. }
+            | Error::Temperature(_)
+            | Error::TopK(_)
+            | Error::TopP(_) => ConfigError::new_err(message),
+            Error::BadLogit { .. } | Error::NothingToDraw | Error::EmptyPrompt { .. } => {
+                GenerationError::new_err(message)
+            }
+            Error::TokenIdInPrompt { .. } | Error::TokenIdOutOfVocabulary { .. } => {
+                TokenIdError::new_err(message)
+            }
+            Error::DisallowedSpecial { .. } => TokenizerError::new_err(message),
+            Error::WrongLength { .. } => PyValueError::new_err(message),
+        }
+    }
+}
