@@ -39,7 +39,7 @@ DEV_WHEELS  := target/wheels/dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-rust test-python build lint wheel wheel-check lock clean
+.PHONY: help demo test test-rust test-python build lint lint-rust lint-python wheel wheel-check lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,7 +47,7 @@ help: ## list the commands
 demo: build ## train a small GPT on English text, then stream a completion
 	$(VENV)/bin/gptrs demo $(ARGS)
 
-test: test-rust test-python ## every Rust and Python test
+test: build test-rust test-python ## every Rust and Python test
 
 test-rust:
 	@if cargo nextest --version >/dev/null 2>&1; then \
@@ -60,13 +60,17 @@ test-rust:
 test-python: build
 	$(PY) -m pytest $(ARGS)
 
-lint: build ## formatting, clippy, ruff, mypy, stubs, layers
+lint: lint-rust lint-python ## formatting, clippy, ruff, mypy, stubs, layers
+
+lint-rust: build
 	cargo fmt --all --check
 	cargo clippy $(LOCKED) --quiet --workspace --all-targets -- -D warnings
+
+lint-python: build
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/stubtest gptrs._core --mypy-config-file pyproject.toml
+	$(VENV)/bin/stubtest gptrs._core --mypy-config-file .ci/stubtest.ini
 	$(VENV)/bin/lint-imports --no-logo
 
 bench-%: build ## run benches/bench_NAME.py
@@ -88,9 +92,10 @@ $(STAMPS)/tools: constraints.txt
 
 $(DEV_WHEELS)/built: $(STAMPS)/tools $(RUST_SOURCES) $(PYTHON_SOURCES)
 	@echo 'building gptrs'
-	@rm -rf $(DEV_WHEELS)
+	@# The stamp is as old as the start, so that what is edited meanwhile is built next time.
+	@rm -rf $(DEV_WHEELS) && mkdir -p $(DEV_WHEELS) && touch $@.started
 	@$(MATURIN) build $(LOCKED) --quiet --release --compatibility linux --interpreter $(PY) --out $(DEV_WHEELS)
-	@touch $@
+	@mv $@.started $@
 
 $(STAMPS)/installed: $(DEV_WHEELS)/built
 	@$(PIP) install --no-warn-conflicts --no-deps --force-reinstall $(DEV_WHEELS)/*.whl
@@ -98,7 +103,7 @@ $(STAMPS)/installed: $(DEV_WHEELS)/built
 
 $(STAMPS)/ready: $(STAMPS)/installed pyproject.toml constraints.txt
 	@if [ -n '$(TORCH_INDEX)' ]; then \
-	    $(PIP) install --no-warn-conflicts --constraint constraints.txt --index-url $(TORCH_INDEX) torch; fi
+	    $(PIP) install --no-warn-conflicts --no-deps --constraint constraints.txt --index-url $(TORCH_INDEX) torch; fi
 	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --group dev 'gptrs[plots]'
 	@$(PIP) install --no-warn-conflicts --no-deps --group oracle
 	@touch $@

@@ -1,4 +1,4 @@
-"""Configs are checked where they are made, and every message says what is wrong and what is allowed."""
+"""Configs are checked where they are made; messages say what is wrong and what is allowed."""
 
 import json
 import pickle
@@ -79,7 +79,9 @@ def test_gpt3_presets_have_the_papers_shapes(name, n_layers, emb_dim, n_heads, h
     assert cfg.context_length == 2048
 
 
-@pytest.mark.parametrize("field", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"])
+@pytest.mark.parametrize(
+    "field", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"]
+)
 @pytest.mark.parametrize(
     ("value", "found"),
     [

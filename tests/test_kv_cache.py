@@ -96,6 +96,24 @@ def test_a_view_of_the_first_rows_reads_and_writes_its_parent(model):
     torch.testing.assert_close(logits[1, -1], model(idx[1:2, :6])[0, -1], atol=1e-5, rtol=1e-5)
 
 
+def test_a_view_of_rows_further_down_is_those_rows(model):
+    idx = tokens(4, 8)
+    cache = model.new_cache(4)
+    model(idx, cache=cache)
+    cache.lengths[:] = [1, 2, 3, 4]
+    view = cache.rows(1, 4).rows(1, 3)  # rows 2 and 3
+    view.copy_row(1, 0, 4)
+    assert cache.lengths == [1, 2, 4, 4]
+    logits = model(idx[:2, :3], cache=view)
+    assert cache.lengths == [1, 2, 7, 7]
+    for row in (0, 1):
+        whole = torch.cat([idx[3, :4], idx[row, :3]])[None]
+        torch.testing.assert_close(logits[row], model(whole)[0, 4:], atol=1e-5, rtol=1e-5)
+    untouched = model(torch.cat([idx[1, :2], idx[0, :1]])[None])[0, 2:]
+    logits = model(idx[:1, :1], cache=cache.rows(1, 2))
+    torch.testing.assert_close(logits[0], untouched, atol=1e-5, rtol=1e-5)
+
+
 def test_a_copied_row_goes_on_from_the_shared_prefix(model):
     idx = tokens(1, 8)
     cache = model.new_cache(2)
@@ -151,7 +169,7 @@ def test_another_batch_size_than_the_caches_is_refused(model, batch):
 def test_rows_and_copies_that_do_not_exist_are_refused(model):
     cache = model.new_cache(2)
     model(tokens(2, 4), cache=cache)
-    with pytest.raises(GenerationError, match="rows 0..3 were asked for; the cache has 0..2"):
+    with pytest.raises(GenerationError, match=r"rows 0..3 were asked for; the cache has 0..2"):
         cache.rows(0, 3)
     with pytest.raises(GenerationError, match=r"row 2 is outside 0..1"):
         cache.copy_row(0, 2, 1)

@@ -1,10 +1,32 @@
 """The compiled half of gptrs."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, final
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+@final
+class Gpt2Tokenizer:
+    N_VOCAB: ClassVar[int]
+    END_OF_TEXT: ClassVar[str]
+    END_OF_TEXT_ID: ClassVar[int]
+    def __new__(cls) -> Gpt2Tokenizer: ...
+    def encode(
+        self,
+        text: str,
+        allowed_special: Sequence[str] = ...,
+        disallowed_special: Sequence[str] = ...,
+    ) -> list[int]: ...
+    def encode_to_numpy(
+        self,
+        text: str,
+        allowed_special: Sequence[str] = ...,
+        disallowed_special: Sequence[str] = ...,
+    ) -> NDArray[np.uint16]: ...
+    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+    def ranks(self) -> list[bytes]: ...
+    def merges(self) -> list[tuple[int, int]]: ...
 
 @final
 class Windows:

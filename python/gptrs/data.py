@@ -8,9 +8,9 @@ DataLoader's own, so they are the book's.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -34,7 +34,8 @@ _LONGEST_PATH = 4096
 class SupportsEncode(Protocol):
     """A tokenizer, ours or a `tiktoken.Encoding`."""
 
-    def encode(self, text: str, *, allowed_special: Any = ...) -> list[int]: ...
+    def encode(self, text: str, *, allowed_special: Any = ...) -> list[int]:
+        """Token ids of a text, in which the allowed special tokens are one id each."""
 
 
 class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
@@ -54,9 +55,7 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
         TypeError: txt is not a str.
     """
 
-    def __init__(
-        self, txt: str, tokenizer: SupportsEncode, max_length: int, stride: int
-    ) -> None:
+    def __init__(self, txt: str, tokenizer: SupportsEncode, max_length: int, stride: int) -> None:
         _refuse_paths(txt)
         self.tokenizer = tokenizer
         self._set_windows(_encode(txt, tokenizer), max_length, stride)
@@ -187,8 +186,8 @@ class _Column(Sequence[Tensor]):
 
 
 def collate_windows(batch: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    """Pairs to (inputs, targets), int64 [B, max_length] each; a WindowBatch by one call into Rust."""
-    return batch.tensors() if isinstance(batch, WindowBatch) else default_collate(batch)
+    """Pairs to (inputs, targets), int64 [B, max_length]; a WindowBatch by one call into Rust."""
+    return batch.tensors() if isinstance(batch, WindowBatch) else default_collate(list(batch))
 
 
 def create_dataloader_v1(
@@ -225,26 +224,23 @@ def create_dataloader_v1(
     )
 
 
-def _encode(txt: str, tokenizer: SupportsEncode) -> NDArray[Any]:
+def _encode(txt: str, tokenizer: SupportsEncode) -> NDArray[np.uint16] | NDArray[np.uint32]:
     """Token ids, uint16 where they fit and uint32 else."""
-    if hasattr(tokenizer, "encode_to_numpy"):
-        ids = tokenizer.encode_to_numpy(txt, allowed_special={END_OF_TEXT})
-    else:
-        ids = np.array(tokenizer.encode(txt, allowed_special={END_OF_TEXT}), dtype=np.int64)
+    encode = getattr(tokenizer, "encode_to_numpy", tokenizer.encode)
+    ids = np.asarray(encode(txt, allowed_special={END_OF_TEXT}))
     if ids.dtype == np.uint16:
         return ids
     fits = ids.size == 0 or int(ids.max()) <= np.iinfo(np.uint16).max
-    return ids.astype(np.uint16 if fits else np.uint32)
+    return ids.astype(np.uint16) if fits else ids.astype(np.uint32)
 
 
 def _refuse_paths(txt: object) -> None:
     """A `str` is always text; one that names a file is most likely a mistake."""
     if not isinstance(txt, str):
         raise TypeError(f"txt is the text itself, a str; found {type(txt).__name__}")
-    if len(txt) < _LONGEST_PATH and os.path.isfile(txt):
+    if len(txt) < _LONGEST_PATH and Path(txt).is_file():
         warnings.warn(
             f"{txt!r} is taken as the text itself, though a file has that name; "
             "pass its content to train on the file",
             stacklevel=4,
         )
-

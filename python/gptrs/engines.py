@@ -62,7 +62,7 @@ class CachedEngine:
     """A GPTModel with a KV cache: each token is computed once."""
 
     def __init__(self, model: GPTModel, slots: int, choose: Choose | None = None) -> None:
-        self.vocab_size = model.cfg.vocab_size
+        self.vocab_size: int | None = model.cfg.vocab_size
         self.context_length = model.cfg.context_length
         self.slots = slots
         self._model = model
@@ -79,12 +79,13 @@ class CachedEngine:
         tokens: NDArray[np.int64],
         copies: list[tuple[int, int, int]],
     ) -> Any:
+        """See `Engine.extend`."""
         for source, target, length in copies:
             self._cache.copy_row(source, target, length)
         for slot, start in zip(slots, starts, strict=True):
             self._cache.lengths[slot] = start
         ids = torch.from_numpy(tokens).to(self._model.tok_emb.weight.device)
-        hidden = []
+        hidden: list[Tensor] = []
         for rows, ids_BT in _equal_runs(ids, counts):
             cache = self._cache.rows(slots[rows.start], slots[rows.start] + len(ids_BT))
             x_BTD = self._model.hidden_states(ids_BT, cache=cache)
@@ -121,13 +122,14 @@ class PlainEngine:
         tokens: NDArray[np.int64],
         copies: list[tuple[int, int, int]],
     ) -> Any:
+        """See `Engine.extend`."""
         for source, target, length in copies:
             self._ids[target, :length] = self._ids[source, :length]
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         new_tokens = torch.from_numpy(tokens).split(counts)
         for slot, start, end, new in zip(slots, starts, ends, new_tokens, strict=True):
             self._ids[slot, start:end] = new
-        logits = []
+        logits: list[Tensor] = []
         for rows, end in _runs(ends):
             ids_BT = self._ids[slots[rows.start] : slots[rows.stop - 1] + 1, :end]
             logits.extend(_last_positions(self._model(ids_BT), wanted[rows]))
@@ -216,7 +218,7 @@ def _runs(values: list[int]) -> Iterator[tuple[slice, int]]:
 
 
 def _last_positions(x_BTD: Tensor, wanted: list[int]) -> Iterator[Tensor]:
-    """The last `wanted[b]` positions of each row, [wanted, D]; all rows at once where they agree."""
+    """The last `wanted[b]` positions of each row, [wanted, D]; all rows at once where each is 1."""
     if set(wanted) == {1}:
         yield x_BTD[:, -1]
     else:

@@ -1,6 +1,6 @@
 """The book's `generate` functions, by one call into the Rust sampling loop.
 
-    ids [B, T] ─► Rust loop ◄─► engine (PyTorch) ; new ids ─► ids [B, T + n]
+ids [B, T] ─► Rust loop ◄─► engine (PyTorch) ; new ids ─► ids [B, T + n]
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def generate(
     )
     rows = [tokens for tokens, _ in run.run()]
     longest = max(map(len, rows), default=0)
-    filled = [row + [eos_id] * (longest - len(row)) for row in rows]
+    # Rows differ in length only where eos_id ended one.
+    filled = [row + [eos_id or 0] * (longest - len(row)) for row in rows]
     new = torch.tensor(filled, dtype=idx.dtype, device=idx.device).view(len(idx), longest)
     return torch.cat((idx, new), dim=1)
 

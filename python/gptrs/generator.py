@@ -11,6 +11,7 @@ import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
@@ -73,7 +74,8 @@ class Generator:
         if context_length is None:
             if not isinstance(model, GPTModel):
                 raise ConfigError(
-                    f"context_length is needed for a {type(model).__name__}: how many tokens it sees"
+                    f"context_length is needed for a {type(model).__name__}: it does not say how "
+                    "many tokens it sees"
                 )
             context_length = model.cfg.context_length
         self.context_length = context_length
@@ -123,7 +125,7 @@ class Generator:
         ]
 
     @overload
-    def stream(
+    def stream(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
         self, prompts: str, max_new_tokens: int, **options: Unpack[StreamOptions]
     ) -> Iterator[str]: ...
     @overload
@@ -201,8 +203,8 @@ class Generator:
             ids: list[int] = self.tokenizer.encode(prompt, allowed_special={END_OF_TEXT})
             return ids
         values = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
-        if not all(isinstance(value, int) for value in values):
-            raise GenerationError(f"a prompt is a text or a sequence of token ids, found {prompt!r}")
+        if not all(isinstance(value, Integral) for value in values):
+            raise GenerationError(f"a prompt is a text or a sequence of ids, found {prompt!r}")
         return values
 
 
@@ -243,7 +245,7 @@ def _has_many(prompts: Any) -> bool:
         return False
     if hasattr(prompts, "ndim"):
         return bool(prompts.ndim > 1)
-    return len(prompts) == 0 or not isinstance(prompts[0], int)
+    return len(prompts) == 0 or not isinstance(prompts[0], Integral)
 
 
 def _device(model: Model) -> torch.device:

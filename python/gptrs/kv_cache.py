@@ -120,12 +120,13 @@ class KVCache:
             position_ids = torch.arange(start, end, device=device)
             # A single token sees all there is, and from an empty cache plain causal attention does.
             mask = _visible(position_ids, end) if num_tokens > 1 and start > 0 else None
-            return Placement(self, num_tokens, position_ids, mask, end, start)
+            return Placement(self, num_tokens, position_ids, mask, end, start, None)
         end = max(lengths) + num_tokens
-        starts_B = torch.tensor(lengths, device=device)
-        position_ids = starts_B[:, None] + torch.arange(num_tokens, device=device)
+        starts_B1 = torch.tensor(lengths, device=device)[:, None]
+        position_ids = starts_B1 + torch.arange(num_tokens, device=device)
+        row_B1 = torch.arange(batch_size, device=device)[:, None]
         mask = _visible(position_ids, end)[:, None]
-        return Placement(self, num_tokens, position_ids, mask, end, None)
+        return Placement(self, num_tokens, position_ids, mask, end, None, row_B1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,8 @@ class Placement:
     """S: slots that are looked at, from 0."""
     start: int | None
     """First slot filled, where all rows are equally long."""
+    row_B1: Tensor | None
+    """int64 [B, 1], the rows' numbers, where they are not."""
 
     @property
     def is_causal(self) -> bool:
@@ -162,12 +165,11 @@ class Placement:
         self, keys: Tensor, values: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
     ) -> tuple[Tensor, Tensor]:
         for stored, new_BHTK in ((keys, k_BHTK), (values, v_BHTK)):
-            if self.start is not None:
+            if self.row_B1 is None:
                 stored[:, :, self.start : self.end] = new_BHTK
             else:
-                row_B1 = torch.arange(len(stored), device=stored.device)[:, None]
                 new_BTHK = new_BHTK.transpose(1, 2).to(stored.dtype)
-                stored[row_B1, :, self.position_ids] = new_BTHK
+                stored[self.row_B1, :, self.position_ids] = new_BTHK
         return keys[:, :, : self.end], values[:, :, : self.end]
 
 

@@ -196,7 +196,7 @@ def check_num_tokens(num_tokens: int, context_length: int) -> None:
 
 def _is_stock(module: nn.Module, expected: type[nn.Module]) -> bool:
     """Whether `module` does just what PyTorch's class does, so that a fused path may stand in."""
-    hooked = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001
+    hooked = module._forward_hooks or module._forward_pre_hooks
     return type(module) is expected and not hooked
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from gptrs.layers import (
     TransformerBlock,
     check_num_tokens,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "GELU",
@@ -167,6 +170,23 @@ class GPTModel(nn.Module):
             device=weight.device,
         )
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """PyTorch's. Takes a checkpoint of the book's, and a tied model's with one name left out.
+
+        Raises:
+            ConfigError: the model is tied, and the two matrices in `state_dict` differ.
+            RuntimeError: keys or shapes do not fit, as in PyTorch.
+        """
+        result = super().load_state_dict(state_dict, strict, assign)
+        if not strict and _ties(self):
+            # safetensors' `load_model` asks which of the two names was left out.
+            names = {"tok_emb.weight", "out_head.weight"}
+            left_out = sorted(names - set(state_dict))
+            result.missing_keys.extend(left_out if len(left_out) == 1 else [])
+        return result
+
     def _trunk(
         self,
         in_idx: Tensor,
@@ -199,11 +219,16 @@ class GPTModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Placement | None]:
         """Position ids, mask and cache slots of the pass; all checks that come before computing."""
         _check_ids("in_idx", in_idx, ndims=(2,))
+        batch_size, num_tokens = in_idx.shape
         if position_ids is not None:
             _check_ids("position_ids", position_ids, ndims=(1, 2))
+            if position_ids.shape not in ((num_tokens,), (batch_size, num_tokens)):
+                raise DataError(
+                    f"position_ids has shape {list(position_ids.shape)}; for in_idx of shape "
+                    f"{list(in_idx.shape)} it must be [{num_tokens}] or {list(in_idx.shape)}"
+                )
         if cache is not None and cu_seqlens is not None:
             raise ConfigError("a forward pass takes a cache or cu_seqlens, not both")
-        batch_size, num_tokens = in_idx.shape
         placement: Placement | None = None
         mask: Tensor | None = None
         if cache is not None:

@@ -1,6 +1,6 @@
 """Sampling settings, and the Rust sampler on its own: logits in, token ids out. Needs no torch.
 
-    logits ─► temperature ─► top-k ─► top-p ─► one draw by counter (seed, sequence, position)
+logits ─► temperature ─► top-k ─► top-p ─► one draw by counter (seed, sequence, position)
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class SamplingConfig:
     """0 to 2^64 - 1; the same seed draws the same tokens. None: fresh entropy."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("temperature", (int, float)), ("top_k", int), ("top_p", (int, float))):
-            value = getattr(self, name)
-            optional = name != "temperature" and value is None
-            if not optional and (isinstance(value, bool) or not isinstance(value, kind)):
-                raise ConfigError(f"{name} is a number, found {value!r}")
+        _check_number("temperature", self.temperature, (int, float))
+        if self.top_k is not None:
+            _check_number("top_k", self.top_k, (int,))
+        if self.top_p is not None:
+            _check_number("top_p", self.top_p, (int, float))
         if self.seed is not None:
             check_seed(self.seed)
         _core.Sampler(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
@@ -109,3 +109,9 @@ def check_seed(seed: object) -> int:
 def fresh_seed() -> int:
     """A seed from the system's entropy."""
     return secrets.randbits(64)
+
+
+def _check_number(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        what = "a number" if float in kinds else "a number without a fraction"
+        raise ConfigError(f"{name} is {what}, found {value!r}")

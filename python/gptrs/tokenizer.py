@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 _TIKTOKEN_PREFIX: Final = "tiktoken:"
 
 # GPT-2's pattern as tiktoken writes it: possessive, so that it never backtracks.
-_PATTERN: Final = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-)
+_PATTERN: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 _CORE: Final = Gpt2Tokenizer()
 
@@ -41,7 +39,8 @@ _CORE: Final = Gpt2Tokenizer()
 class SupportsToList(Protocol):
     """A NumPy array or a tensor, neither of which this module imports."""
 
-    def tolist(self) -> Any: ...
+    def tolist(self) -> Any:
+        """The items as Python ints, in a list."""
 
 
 class Tokenizer:
@@ -122,9 +121,10 @@ class Tokenizer:
         """The bytes that `ids` stand for, valid UTF-8 or not; arguments and errors of `decode`."""
         # The core reads a uint16 array's memory as it is. Other arrays and tensors become lists:
         # going through their items one object at a time is slow.
-        if hasattr(ids, "tolist") and str(getattr(ids, "dtype", "")) != "uint16":
-            ids = ids.tolist()
-        return _CORE.decode_bytes(ids)
+        items: Any = ids
+        if hasattr(items, "tolist") and str(getattr(items, "dtype", "")) != "uint16":
+            items = items.tolist()
+        return _CORE.decode_bytes(items)
 
     def as_tiktoken(self) -> tiktoken.Encoding:
         """A real `tiktoken.Encoding` with this vocabulary, made without the network."""
@@ -147,6 +147,19 @@ class Tokenizer:
             file /= tokenizer_json.FILE_NAME
         tokenizer_json.write(file, _CORE)
         return file
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer in a `tokenizer.json`, or in a directory that holds one.
+
+        Raises:
+            TokenizerError: there is none, or it is not GPT-2's, the only one supported.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file /= tokenizer_json.FILE_NAME
+        tokenizer_json.check(file, _CORE)
+        return _GPT2
 
     def _special(
         self,
@@ -189,12 +202,10 @@ def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken
     if isinstance(spec, str) and spec.startswith(_TIKTOKEN_PREFIX):
         return _from_tiktoken(spec.removeprefix(_TIKTOKEN_PREFIX))
     path = os.fspath(spec)
-    file = os.path.join(path, tokenizer_json.FILE_NAME) if os.path.isdir(path) else path
-    if os.path.isfile(file):
-        tokenizer_json.check(Path(file), _CORE)
-        return _GPT2
+    if os.path.exists(path):  # False, not an error, for what no path can be.
+        return Tokenizer.load(path)
     raise TokenizerError(
-        f"no tokenizer is named {path!r}, and there is no file {file!r}: expected 'gpt2', "
+        f"no tokenizer is named {path!r}, and no such path exists: expected 'gpt2', "
         f"'tiktoken:gpt2' or the path of a {tokenizer_json.FILE_NAME}"
     )
 

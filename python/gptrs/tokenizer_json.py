@@ -20,7 +20,7 @@ FILE_NAME: Final = "tokenizer.json"
 def write(file: Path, core: Gpt2Tokenizer) -> None:
     """Writes under a temporary name, then renames: no reader ever sees half a file."""
     text = json.dumps(_describe(core), ensure_ascii=False)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    temporary = file.with_name(f".tmp-{file.name}-{secrets.token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8") as stream:
             stream.write(text)
@@ -125,7 +125,11 @@ def _letters_of_bytes() -> list[str]:
 
     Printable Latin-1 characters stand for themselves; the rest, in order, are U+0100 and on.
     """
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    visible = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), 256),
+    ]
     hidden = [byte for byte in range(256) if byte not in visible]
     letters = {byte: chr(byte) for byte in visible}
     letters |= {byte: chr(256 + index) for index, byte in enumerate(hidden)}

@@ -68,7 +68,7 @@ def load_weights_into_gpt(gpt: nn.Module, params: Mapping[str, Any]) -> None:
     copies: list[tuple[Tensor, Array]] = []
     for source, name, array in _pairs(params):
         unfilled.pop(name, None)
-        problem = _problem(source, name, array, targets.get(name))
+        problem = _problem(source, name, array, targets)
         if problem is None:
             copies.append((targets[name], array))
         elif problem not in problems:
@@ -86,9 +86,10 @@ def load_weights_into_gpt(gpt: nn.Module, params: Mapping[str, Any]) -> None:
             target.copy_(torch.tensor(array))
 
 
-def _problem(source: str, name: str, array: Array, target: Tensor | None) -> str | None:
-    """Why `array` cannot become `target`; None if it can."""
-    if target is None and name.endswith(("W_query.bias", "W_key.bias", "W_value.bias")):
+def _problem(source: str, name: str, array: Array, targets: Mapping[str, Tensor]) -> str | None:
+    """Why `array` cannot become the parameter `name`; None if it can."""
+    target = targets.get(name)
+    if target is None and name.removesuffix("bias") + "weight" in targets:
         return (
             "attn.c_attn.b has QKV biases, and the model has none: build it with qkv_bias=True, "
             "as the presets gpt2-124m to gpt2-1558m do"

@@ -18,9 +18,9 @@ pub enum Error {
     #[error("max_length and stride are at least 1; max_length is {length}, stride is {stride}")]
     EmptyWindow {
         /// Tokens a window.
-        length: usize,
+        length: i64,
         /// Tokens from one window's start to the next.
-        stride: usize,
+        stride: i64,
     },
     /// A buffer does not have the length that the other arguments call for.
     #[error("{what} has {found} elements, expected {expected}")]

@@ -174,10 +174,7 @@ mod tests {
     #[test]
     fn ids_are_those_that_openai_published() {
         assert_eq!(encode_ordinary("hello world"), [31373, 995]);
-        assert_eq!(
-            encode_ordinary("<|endoftext|>"),
-            [27, 91, 437, 1659, 5239, 91, 29]
-        );
+        assert_eq!(encode_ordinary("<|endoftext|>"), [27, 91, 437, 1659, 5239, 91, 29]);
         assert_eq!(encode_ordinary("I HAD always thought"), [40, 367, 2885, 1464, 1807]);
         assert_eq!(encode_ordinary(""), [0; 0]);
     }
@@ -192,10 +189,7 @@ mod tests {
     #[test]
     fn the_leftmost_disallowed_token_is_named_with_its_character_offset() {
         let error = encode("ééx<|endoftext|>é", &[END_OF_TEXT], &["é<", "x<", END_OF_TEXT]);
-        assert_eq!(
-            error,
-            Err(Error::DisallowedSpecial { token: "x<".to_owned(), offset: 2 })
-        );
+        assert_eq!(error, Err(Error::DisallowedSpecial { token: "x<".to_owned(), offset: 2 }));
     }
 
     #[test]

@@ -27,11 +27,11 @@ pub struct Windows {
 
 impl Windows {
     /// Windows of `length` tokens over a stream of `num_tokens`, each `stride` after the one before.
-    pub fn new(num_tokens: usize, length: usize, stride: usize) -> Result<Self> {
-        if length == 0 || stride == 0 {
-            return Err(Error::EmptyWindow { length, stride });
+    pub fn new(num_tokens: usize, length: i64, stride: i64) -> Result<Self> {
+        match (usize::try_from(length), usize::try_from(stride)) {
+            (Ok(length @ 1..), Ok(stride @ 1..)) => Ok(Self { num_tokens, length, stride }),
+            _ => Err(Error::EmptyWindow { length, stride }),
         }
-        Ok(Self { num_tokens, length, stride })
     }
 
     /// How many windows there are: the book's `len(range(0, num_tokens - length, stride))`.
@@ -99,25 +99,26 @@ mod tests {
     proptest! {
         #[test]
         fn there_are_as_many_windows_as_the_books_range_has_steps(
-            n in 0usize..300, length in 1usize..64, stride in 1usize..64,
+            n in 0_i64..300, length in 1_i64..64, stride in 1_i64..64,
         ) {
-            let steps = (0..n.saturating_sub(length)).step_by(stride).count();
-            prop_assert_eq!(Windows::new(n, length, stride)?.len(), steps);
+            let steps = (0..n - length).step_by(stride as usize).count();
+            prop_assert_eq!(Windows::new(n as usize, length, stride)?.len(), steps);
         }
 
         #[test]
         fn a_target_is_its_input_one_token_later(
-            n in 2usize..300, length in 1usize..64, stride in 1usize..64,
+            n in 2_u32..300, length in 1_i64..64, stride in 1_i64..64,
         ) {
-            let tokens: Vec<u32> = (0..n as u32).map(|t| t * 7919).collect();
-            let windows = Windows::new(n, length, stride)?;
+            let tokens: Vec<u32> = (0..n).map(|t| t * 7919).collect();
+            let windows = Windows::new(tokens.len(), length, stride)?;
+            let size = length as usize;
             for index in 0..windows.len() {
-                let (mut inputs, mut targets) = (vec![0; length], vec![0; length]);
+                let (mut inputs, mut targets) = (vec![0; size], vec![0; size]);
                 windows.fill(&tokens, &[index as i64], &mut inputs, &mut targets)?;
-                let start = index * stride;
-                for j in 0..length {
-                    prop_assert_eq!(inputs[j], i64::from(tokens[start + j]));
-                    prop_assert_eq!(targets[j], i64::from(tokens[start + j + 1]));
+                for j in 0..size {
+                    let at = index * stride as usize + j;
+                    prop_assert_eq!(inputs[j], i64::from(tokens[at]));
+                    prop_assert_eq!(targets[j], i64::from(tokens[at + 1]));
                 }
             }
         }
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_window_of_no_tokens_is_refused() {
-        assert_eq!(Windows::new(6, 0, 1), Err(Error::EmptyWindow { length: 0, stride: 1 }));
+        assert_eq!(Windows::new(6, -1, 1), Err(Error::EmptyWindow { length: -1, stride: 1 }));
         assert_eq!(Windows::new(6, 4, 0), Err(Error::EmptyWindow { length: 4, stride: 0 }));
     }
 }

@@ -1,5 +1,7 @@
 //! `_core.Gpt2Tokenizer`: GPT-2's tokenizer with the GIL released, and Ctrl-C heard while it works.
 
+#![allow(clippy::unused_self, reason = "methods, as of a tokenizer that has a state")]
+
 use std::time::{Duration, Instant};
 
 use gptrs_core::{Error, tokenizer};
@@ -114,13 +116,18 @@ fn encode(
             if last_check.elapsed() < BETWEEN_SIGNAL_CHECKS {
                 return Ok(());
             }
-            let checked = Python::attach(|py| py.check_signals());
+            let signals = handle_signals();
             last_check = Instant::now();
-            checked.map_err(Stop)
+            signals.map_err(Stop)
         };
         tokenizer::encode_with(text, &allowed, &disallowed, &mut check)
     })
     .map_err(|Stop(error)| error)
+}
+
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the method has one lifetime only")]
+fn handle_signals() -> PyResult<()> {
+    Python::attach(|py| py.check_signals())
 }
 
 /// What ends an encoding early: an error of the core, or `KeyboardInterrupt` as Python raised it.

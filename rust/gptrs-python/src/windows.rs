@@ -31,12 +31,7 @@ enum Tokens {
 #[pymethods]
 impl PyWindows {
     #[new]
-    fn new(
-        py: Python<'_>,
-        tokens: Tokens,
-        length: usize,
-        stride: usize,
-    ) -> Result<Self, CoreError> {
+    fn new(py: Python<'_>, tokens: Tokens, length: i64, stride: i64) -> Result<Self, CoreError> {
         let num_tokens = match &tokens {
             Tokens::U16(array) => array.bind(py).len().unwrap_or(0),
             Tokens::U32(array) => array.bind(py).len().unwrap_or(0),

@@ -4,13 +4,14 @@
 //! rank is the id of the token that it becomes (`vocab::merged`).
 //!
 //! ```text
-//!   h  u  g  s      rank of each pair with its right neighbour: hu -, ug 1018, gs 14542
-//!   h  ug    s      h+ug 1757, ug+s 10339
-//!   hug      s      hug+s -: done
+//!   h  u  g  s      hu 13415, ug 1018, gs 14542: ug is the lowest
+//!   h  ug    s      hug is no token, ugs 10339
+//!   h  ugs          hugs is no token: done
 //! ```
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::iter;
 
 use super::layout::NO_ID;
 use super::vocab::{byte_id, merged, merged_bytes};
@@ -68,78 +69,97 @@ fn merge_short(piece: &[u8], tokens: &mut Vec<u16>) {
     tokens.extend_from_slice(&ids[..len]);
 }
 
-/// A token of a long piece, in a list linked both ways. Its place is that of its first byte.
-struct Node {
-    id: u16,
-    /// The rank of the pair with the next token; `NO_ID` too once this token is part of another.
-    rank: u16,
-    previous: usize,
-    next: usize,
-}
-
-/// Takes O(n log n) time with a heap of (rank, place), whose outdated entries are skipped.
+/// Takes O(n log n) time.
 fn merge_long<E>(
     piece: &[u8],
     tokens: &mut Vec<u16>,
     check: &mut impl FnMut() -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut nodes = Vec::with_capacity(piece.len());
-    let mut heap = BinaryHeap::with_capacity(piece.len());
+    let mut list = List::with_capacity(piece.len());
     for (place, byte) in piece.iter().enumerate() {
-        let rank = piece.get(place + 1).map_or(NO_ID, |next| merged_bytes(*byte, *next));
-        if rank != NO_ID {
-            heap.push(Reverse((rank, place)));
-        }
-        let (previous, next) = (place.wrapping_sub(1), place + 1);
-        nodes.push(Node { id: byte_id(*byte), rank, previous, next });
         if place % STEPS_BETWEEN_CHECKS == 0 {
             check()?;
         }
+        list.push(*byte, piece.get(place + 1).copied());
     }
-
-    let mut steps = 0;
-    while let Some(Reverse((rank, place))) = heap.pop() {
-        steps += 1;
-        if steps % STEPS_BETWEEN_CHECKS == 0 {
+    for step in 1_usize.. {
+        if step.is_multiple_of(STEPS_BETWEEN_CHECKS) {
             check()?;
         }
-        if nodes[place].rank != rank {
-            continue;
-        }
-        let (previous, right) = (nodes[place].previous, nodes[place].next);
-        let next = nodes[right].next;
-        nodes[right].rank = NO_ID;
-        nodes[place].id = rank;
-        nodes[place].next = next;
-        nodes[place].rank = NO_ID;
-        if let Some(after) = nodes.get_mut(next) {
-            after.previous = place;
-            rank_pair(&mut nodes, place, next, &mut heap);
-        }
-        if place > 0 {
-            rank_pair(&mut nodes, previous, place, &mut heap);
-        }
+        let Some(Reverse(pair)) = list.pairs.pop() else { break };
+        list.join((pair >> RANK_SHIFT) as u16, (pair & PLACE_MASK) as usize);
     }
-
-    let mut place = 0;
-    while let Some(node) = nodes.get(place) {
-        tokens.push(node.id);
-        place = node.next;
-    }
+    tokens.extend(list.ids());
     Ok(())
 }
 
-/// Notes the rank of the pair that two neighbours now are.
-fn rank_pair(
-    nodes: &mut [Node],
-    left: usize,
-    right: usize,
-    heap: &mut BinaryHeap<Reverse<(u16, usize)>>,
-) {
-    let rank = merged(nodes[left].id, nodes[right].id);
-    nodes[left].rank = rank;
-    if rank != NO_ID {
-        heap.push(Reverse((rank, left)));
+/// The tokens of a long piece, linked both ways, and a heap of their pairs.
+struct List {
+    nodes: Vec<Node>,
+    /// Lowest rank first, then leftmost: `rank << 48 | place`. Some are outdated.
+    pairs: BinaryHeap<Reverse<u64>>,
+}
+
+const RANK_SHIFT: u32 = 48;
+const PLACE_MASK: u64 = (1 << RANK_SHIFT) - 1;
+
+/// A token, at the place of its first byte.
+struct Node {
+    id: u16,
+    /// The rank of the pair with the next token; `NO_ID` too once this is part of another token.
+    rank: u16,
+    previous: usize,
+    next: usize,
+}
+
+impl List {
+    fn with_capacity(len: usize) -> Self {
+        Self { nodes: Vec::with_capacity(len), pairs: BinaryHeap::with_capacity(len) }
+    }
+
+    /// Appends a single byte, of which `next` will be the neighbour.
+    fn push(&mut self, byte: u8, next: Option<u8>) {
+        let place = self.nodes.len();
+        let rank = next.map_or(NO_ID, |next| merged_bytes(byte, next));
+        let (previous, next) = (place.wrapping_sub(1), place + 1);
+        self.nodes.push(Node { id: byte_id(byte), rank, previous, next });
+        self.push_pair(rank, place);
+    }
+
+    /// Merges the token at `place` with the next, unless the pair is no longer there.
+    fn join(&mut self, rank: u16, place: usize) {
+        let Node { rank: current, previous, next: right, .. } = self.nodes[place];
+        if current != rank {
+            return;
+        }
+        let next = self.nodes[right].next;
+        self.nodes[right].rank = NO_ID;
+        self.nodes[place] = Node { id: rank, rank: NO_ID, previous, next };
+        if let Some(after) = self.nodes.get_mut(next) {
+            after.previous = place;
+            self.rank_pair(place, next);
+        }
+        if place > 0 {
+            self.rank_pair(previous, place);
+        }
+    }
+
+    /// Notes the pair that two neighbours now are.
+    fn rank_pair(&mut self, left: usize, right: usize) {
+        let rank = merged(self.nodes[left].id, self.nodes[right].id);
+        self.nodes[left].rank = rank;
+        self.push_pair(rank, left);
+    }
+
+    fn push_pair(&mut self, rank: u16, place: usize) {
+        if rank != NO_ID {
+            self.pairs.push(Reverse(u64::from(rank) << RANK_SHIFT | place as u64));
+        }
+    }
+
+    /// The tokens from left to right.
+    fn ids(&self) -> impl Iterator<Item = u16> {
+        iter::successors(self.nodes.first(), |node| self.nodes.get(node.next)).map(|node| node.id)
     }
 }
 

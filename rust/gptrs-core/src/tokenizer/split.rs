@@ -37,9 +37,7 @@ pub fn split(text: &str) -> impl Iterator<Item = &str> {
 pub fn piece_end(text: &str, start: usize) -> usize {
     let bytes = text.as_bytes();
     match bytes[start] {
-        b'\'' => {
-            contraction_end(bytes, start).unwrap_or_else(|| run_end(text, start + 1, SYMBOL))
-        }
+        b'\'' => contraction_end(bytes, start).unwrap_or_else(|| run_end(text, start + 1, SYMBOL)),
         b' ' => match class_at(text, start + 1) {
             Some((class, len)) if class != SPACE => run_end(text, start + 1 + len, class),
             _ => whitespace_end(text, start),
@@ -130,8 +128,8 @@ mod tests {
 
     #[test]
     fn whitespace_is_the_white_space_property_and_nothing_else() {
-        for char in "\t\n\u{b}\u{c}\r \u{85}\u{a0}\u{1680}\u{2000}\u{2028}\u{2029}\u{202f}\u{3000}"
-            .chars()
+        for char in
+            "\t\n\u{b}\u{c}\r \u{85}\u{a0}\u{1680}\u{2000}\u{2028}\u{2029}\u{202f}\u{3000}".chars()
         {
             assert_eq!(class_of(char), SPACE, "{char:?}");
         }

@@ -1,0 +1,204 @@
+import pickle
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llms_from_scratch import ch02
+from torch.utils.data import DataLoader, Subset
+
+import gptrs
+from gptrs.data import GPTDatasetV1, collate_windows, create_dataloader_v1
+from gptrs.errors import ConfigError, DataError, WindowError
+
+TOKENIZER = gptrs.get_tokenizer("gpt2")
+TIKTOKEN = TOKENIZER.as_tiktoken()
+TEXT = "The cat sat on the mat; the dog, who'd seen 12 cats, didn't.\n\n" * 20
+# How the book's story opens.
+OPENING = "I HAD always thought Jack Gisburn rather a cheap genius--though a good fellow enough"
+
+
+@pytest.fixture(autouse=True)
+def _book_has_a_tokenizer(monkeypatch):
+    # The book's loader asks tiktoken for GPT-2's files, which needs a network.
+    monkeypatch.setattr(ch02.tiktoken, "get_encoding", lambda name: TIKTOKEN)
+
+
+def assert_same_lists(ours, books):
+    assert len(ours) == len(books)
+    assert all(torch.equal(a, b) for a, b in zip(ours, books, strict=True))
+
+
+def test_the_first_window_is_the_books():
+    dataset = GPTDatasetV1(OPENING, TOKENIZER, max_length=4, stride=1)
+    inputs, targets = dataset[0]
+    assert inputs.tolist() == [40, 367, 2885, 1464]
+    assert targets.tolist() == [367, 2885, 1464, 1807]
+
+
+@given(
+    text=st.text(alphabet="ab c\n'é中<|endoftext|>", min_size=30, max_size=200),
+    max_length=st.integers(1, 12),
+    stride=st.integers(1, 15),
+)
+@settings(deadline=None)
+def test_windows_equal_the_books_for_any_text_length_and_stride(text, max_length, stride):
+    book = ch02.GPTDatasetV1(text, TIKTOKEN, max_length, stride)
+    if len(book) == 0:
+        with pytest.raises(DataError):
+            GPTDatasetV1(text, TOKENIZER, max_length, stride)
+        return
+    ours = GPTDatasetV1(text, TOKENIZER, max_length, stride)
+    assert_same_lists(list(ours.input_ids), book.input_ids)
+    assert_same_lists(list(ours.target_ids), book.target_ids)
+
+
+def test_columns_index_as_lists_do():
+    ours = GPTDatasetV1(TEXT, TOKENIZER, 8, 3)
+    book = ch02.GPTDatasetV1(TEXT, TIKTOKEN, 8, 3)
+    for column in ("input_ids", "target_ids"):
+        mine, theirs = getattr(ours, column), getattr(book, column)
+        assert torch.equal(mine[-1], theirs[-1])
+        assert_same_lists(mine[2:-5:4], theirs[2:-5:4])
+        assert mine[0].dtype is torch.int64
+        with pytest.raises(IndexError):
+            mine[len(theirs)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_seed_gives_the_books_batches_and_leaves_its_generator_behind(shuffle, drop_last):
+    def run(create):
+        torch.manual_seed(123)
+        loader = create(TEXT, 4, 8, 3, shuffle=shuffle, drop_last=drop_last)
+        batches = [batch for _ in range(2) for batch in loader]
+        return batches, torch.get_rng_state()
+
+    ours, our_state = run(create_dataloader_v1)
+    books, book_state = run(ch02.create_dataloader_v1)
+    assert len(ours) == len(books)
+    for mine, theirs in zip(ours, books, strict=True):
+        assert_same_lists(mine, theirs)
+    assert torch.equal(our_state, book_state)
+
+
+def test_the_signature_is_the_books():
+    import inspect
+
+    ours = inspect.signature(create_dataloader_v1).parameters
+    books = inspect.signature(ch02.create_dataloader_v1).parameters
+    positional = [p for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [(p.name, p.default) for p in positional] == [
+        (p.name, p.default) for p in books.values()
+    ]
+
+
+def test_a_loader_is_a_dataloader_with_the_books_batches_in_workers_too():
+    loader = create_dataloader_v1(TEXT, 4, 8, 3, shuffle=False)
+    assert isinstance(loader, DataLoader)
+    with warnings.catch_warnings():
+        # Forking a process that has threads is what num_workers means.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        in_workers = list(create_dataloader_v1(TEXT, 4, 8, 3, shuffle=False, num_workers=2))
+    assert len(in_workers) == len(loader)
+    for mine, theirs in zip(in_workers, loader, strict=True):
+        assert_same_lists(mine, theirs)
+
+
+def test_a_subset_sees_pairs_with_anyones_collate_function():
+    dataset = create_dataloader_v1(TEXT, max_length=8, stride=8).dataset
+    chosen = [5, 0, 9]
+    for collate in (None, collate_windows):
+        loader = DataLoader(Subset(dataset, chosen), batch_size=3, collate_fn=collate)
+        [(inputs, targets)] = list(loader)
+        assert_same_lists(inputs, [dataset.input_ids[i] for i in chosen])
+        assert_same_lists(targets, [dataset.target_ids[i] for i in chosen])
+
+
+def test_a_dataset_survives_pickling():
+    dataset = GPTDatasetV1(TEXT, TOKENIZER, 8, 3)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert_same_lists(list(copy.input_ids), list(dataset.input_ids))
+
+
+@pytest.mark.parametrize("largest", [65_535, 65_536])
+def test_ids_of_any_vocabulary_fit(largest):
+    class Wide:
+        def encode(self, text, *, allowed_special=()):
+            return [largest, 0, largest, 1, 2]
+
+    dataset = GPTDatasetV1("five words", Wide(), 4, 1)
+    assert dataset.tokens.dtype == (np.uint16 if largest < 2**16 else np.uint32)
+    assert dataset[0][0].tolist() == [largest, 0, largest, 1]
+
+
+def test_a_tiktoken_encoding_is_a_tokenizer():
+    ours = GPTDatasetV1(TEXT, TOKENIZER, 8, 3)
+    assert np.array_equal(GPTDatasetV1(TEXT, TIKTOKEN, 8, 3).tokens, ours.tokens)
+    loader = create_dataloader_v1(TEXT, tokenizer=TIKTOKEN, max_length=8)
+    assert np.array_equal(loader.dataset.tokens, ours.tokens)
+
+
+def count_calls(function):
+    """Python functions called, and calls into `_core`."""
+    python_calls, core_calls = 0, 0
+
+    def profile(frame, event, arg):
+        nonlocal python_calls, core_calls
+        python_calls += event == "call"
+        owner = type(getattr(arg, "__self__", None)).__module__
+        core_calls += event == "c_call" and owner == "gptrs._core"
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return python_calls, core_calls
+
+
+def test_a_batch_is_one_call_into_rust_and_as_many_python_calls_whatever_its_size():
+    def calls(batch_size):
+        batches = iter(create_dataloader_v1(TEXT, batch_size, 8, 1, shuffle=False))
+        next(batches)
+        return count_calls(lambda: next(batches))
+
+    python_calls, core_calls = calls(2)
+    assert core_calls == 1
+    assert calls(64) == (python_calls, core_calls)
+
+
+def test_a_yielded_batch_is_never_overwritten():
+    loader = create_dataloader_v1(TEXT, 2, 8, 8, shuffle=False)
+    kept = list(loader)
+    for (inputs, _), (again, _) in zip(kept, loader, strict=True):
+        assert torch.equal(inputs, again)
+
+
+def test_bad_input_says_what_was_asked_and_what_was_found(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"has 3 tokens; one window of max_length 4 .* at least 5"):
+        GPTDatasetV1("one two three", TOKENIZER, 4, 1)
+    with pytest.raises(DataError, match="has 0 tokens"):
+        create_dataloader_v1("")
+    with pytest.raises(ConfigError, match="stride is 0"):
+        GPTDatasetV1(TEXT, TOKENIZER, 4, 0)
+    with pytest.raises(ConfigError, match="max_length is -1"):
+        GPTDatasetV1(TEXT, TOKENIZER, -1, 1)
+    with pytest.raises(TypeError, match="found bytes"):
+        GPTDatasetV1(TEXT.encode(), TOKENIZER, 4, 1)
+    dataset = GPTDatasetV1(TEXT, TOKENIZER, 4, 1)
+    with pytest.raises(WindowError, match=f"window {len(dataset)} is out of range"):
+        dataset[len(dataset)]
+    with pytest.raises(WindowError, match="window -1000000 is out of range"):
+        dataset.fill([0, -1_000_000])
+
+
+def test_a_text_that_names_a_file_is_text_and_warns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "the verdict.txt").write_text("something else")
+    with pytest.warns(UserWarning, match="taken as the text itself"):
+        dataset = GPTDatasetV1("the verdict.txt", TOKENIZER, 2, 1)
+    assert TOKENIZER.decode(dataset.tokens) == "the verdict.txt"

@@ -1,0 +1,75 @@
+"""The examples run from a terminal and print what the book prints."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name):
+    """What examples/`name` prints."""
+    command = [sys.executable, str(EXAMPLES / name)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    return run("embeddings_by_hand.py")
+
+
+@pytest.fixture(scope="module")
+def shortcuts():
+    return run("shortcut_gradients.py")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "id 3 is the fourth row: [-0.4015, 0.9666, -1.1481]",
+        "ids [5, 1, 3, 2] look up four rows:\n[-2.8400, -0.7849, -1.4096]\n",
+        "one-hot @ weight == lookup: True",
+        "[0.5000, -0.2000, 0.1000] + [0.1000, 0.3000, -0.1000] = [0.6000, 0.1000, 0.0000]",
+        "first window [40, 367, 2885, 1464] -> [367, 2885, 1464, 1807]",
+        "token embeddings    (8, 4, 256)",
+        "position embeddings   (4, 256)",
+        "their sum           (8, 4, 256)",
+        "position 0 adds the same vector in all 8 rows: True",
+        "id 40 at positions 0 and 1 gives the same input: False",
+        "they are the same: True",
+        "ids counted from 0",
+    ],
+)
+def test_embeddings_by_hand_prints_the_books_values(embeddings, line):
+    assert line in embeddings
+
+
+def test_one_training_step_moves_the_rows_of_the_batch_and_no_other(embeddings):
+    rows = re.findall(r"row (\d+), (.*):\n  before (.*)\n  after  (.*)\n", embeddings)
+    (_, name, before, after), (_, other_name, other_before, other_after) = rows
+    assert (name, other_name) == ("in the batch", "not in it")
+    assert before != after
+    assert other_before == other_after
+    distinct = int(re.search(r"different ids in the batch: (\d+)", embeddings)[1])
+    moved = int(re.search(r"rows that moved: (\d+) of 50,257", embeddings)[1])
+    assert 0 < distinct == moved <= 32
+
+
+def test_shortcuts_are_shown_to_bring_the_first_layer_more_gradient(shortcuts):
+    for layer in ("first layer", "token embedding"):
+        found = re.search(
+            rf"^{layer}: (\S+) with shortcuts, (\S+) without", shortcuts, re.MULTILINE
+        )
+        assert float(found[1]) > 2 * float(found[2]) > 0
+
+
+def test_shortcuts_are_shown_block_by_block(shortcuts):
+    rows = [line.split() for line in shortcuts.splitlines() if re.match(r" +\d+ ", line)]
+    assert [int(row[0]) for row in rows] == list(range(12))
+    assert all(float(row[1]) > float(row[2]) for row in rows)
+    assert float(rows[-1][3]) < 0.5 < 0.99 < float(rows[-1][4])

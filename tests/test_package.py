@@ -1,0 +1,70 @@
+"""The package as it is installed: what `import gptrs` loads, and what ships beside the code."""
+
+import importlib.metadata
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import gptrs
+
+SOURCE_TREE = Path(__file__).parent.parent / "python"
+
+
+def modules_after(statement):
+    """The top-level modules that a fresh interpreter holds after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_installed_package_is_tested_and_not_the_source_tree():
+    assert not Path(gptrs.__file__).is_relative_to(SOURCE_TREE)
+
+
+def test_importing_gptrs_loads_neither_torch_nor_numpy():
+    assert not {"torch", "numpy"} & modules_after("import gptrs")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import gptrs.config",
+        "import gptrs.errors",
+        "import gptrs.params",
+        "import gptrs.text",
+        "import gptrs\ngptrs.get_tokenizer('gpt2').encode('Hello')",
+    ],
+)
+def test_settings_and_tokens_load_neither_torch_nor_numpy(statement):
+    loaded = modules_after(statement)
+    assert "gptrs" in loaded
+    assert not {"torch", "numpy"} & loaded
+
+
+@pytest.mark.parametrize("name", gptrs.__all__)
+def test_every_public_name_can_be_imported(name):
+    assert getattr(gptrs, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = gptrs.no_such_name
+
+
+def test_the_version_is_the_installed_one():
+    assert gptrs.__version__ == importlib.metadata.version("gptrs")
+
+
+@pytest.mark.parametrize("name", ["py.typed", "_core.pyi"])
+def test_types_are_shipped(name):
+    assert files("gptrs").joinpath(name).is_file()
+
+
+def test_the_metadata_asks_for_the_python_and_torch_that_the_readme_promises():
+    metadata = importlib.metadata.metadata("gptrs")
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert "torch>=2.11" in metadata.get_all("Requires-Dist")
+    assert metadata["License-Expression"] == "Apache-2.0"
