@@ -1,11 +1,11 @@
 """A model on disk: safetensors, a JSON config and the tokenizer, in one directory. Never pickle.
 
-    config.json                     format version, the model's config, metadata, and which files belong to it
-    model-<digest>.safetensors      the weights, under the book's names; a tied matrix once
-    tokenizer-<digest>.json         as transformers' tokenizers reads it; only if a tokenizer was given
+    config.json                    the model's config, metadata, and which weights file belongs to it
+    model-<digest>.safetensors     the weights, under the book's names; a tied matrix once
+    tokenizer.json                 as Hugging Face's libraries read it; only if a tokenizer was given
 
-Files are named by their content and config.json is renamed into place last, so at every instant the directory
-holds one whole checkpoint, the old or the new, and loading notices every changed byte.
+The weights file is named by its content, and config.json is renamed into place last: at every
+instant the directory holds one whole checkpoint, the old or the new, and no changed byte goes unseen.
 """
 
 import hashlib
@@ -23,23 +23,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptrs.config import GPTConfig
-from gptrs.errors import CheckpointError, ConfigError
+from gptrs.errors import CheckpointError, ConfigError, TokenizerError
 from gptrs.model import GPTModel
+from gptrs.tokenizer import Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
-    from gptrs.tokenizer import Tokenizer
+    import tiktoken
 
 FORMAT = "gptrs-checkpoint"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
-_OWN_FILE = re.compile(r"(model-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f]{16}\.json|\.tmp-.*)")
+_WEIGHTS_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+_TEMPORARY = ".tmp-checkpoint-"
 
 
 def save_checkpoint(
     model: GPTModel,
     directory: str | Path,
     *,
-    tokenizer: "Tokenizer | None" = None,
+    tokenizer: "Tokenizer | tiktoken.Encoding | None" = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
     """Writes `model` to `directory`, which is made if missing; an older checkpoint there is replaced.
@@ -51,33 +53,29 @@ def save_checkpoint(
         metadata: anything JSON can hold, for `load_metadata`.
     Raises:
         CheckpointError: the directory cannot be written.
-        ConfigError: the tokenizer has no `save`, or metadata is not JSON.
+        ConfigError: the tokenizer is not GPT-2's, or metadata is not JSON.
     """
     directory = Path(directory)
-    if tokenizer is not None and not hasattr(tokenizer, "save"):
-        raise ConfigError(
-            f"a {type(tokenizer).__name__} cannot be saved with a checkpoint; "
-            'use gptrs.get_tokenizer("gpt2"), or tokenizer=None'
-        )
+    own_tokenizer = None if tokenizer is None else _own_tokenizer(tokenizer)
     tensors = _tensors_to_save(model)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        weights_file = _write(directory, "model-{}.safetensors", lambda path: save_file(tensors, path))
-        tokenizer_file = (
-            None
-            if tokenizer is None
-            else _write(directory, "tokenizer-{}.json", lambda path: tokenizer.save(path))
+        weights_file = _write(
+            directory, "model-{}.safetensors", lambda path: save_file(tensors, path)
         )
-        manifest = _Manifest(model.cfg, weights_file, tokenizer_file, metadata or {})
+        if own_tokenizer is not None:
+            # There is one vocabulary, so an older checkpoint's tokenizer is replaced by the same.
+            own_tokenizer.save(directory)
+        manifest = _Manifest(model.cfg, weights_file, own_tokenizer is not None, metadata or {})
         _write(directory, CONFIG_FILE, lambda path: path.write_text(manifest.to_json(), "utf-8"))
-        _remove_leftovers(directory, keep={weights_file, tokenizer_file})
+        _remove_leftovers(directory, weights_file)
     except OSError as error:
         raise CheckpointError(f"{directory}: the checkpoint cannot be written: {error}") from error
 
 
 def load_checkpoint(
     directory: str | Path, *, device: str | torch.device = "cpu"
-) -> "tuple[GPTModel, Tokenizer | None]":
+) -> tuple[GPTModel, Tokenizer | None]:
     """The model saved in `directory`, in eval mode and in the dtype it was saved in, and its tokenizer.
 
     Raises:
@@ -86,7 +84,7 @@ def load_checkpoint(
     """
     directory = Path(directory)
     manifest = _read_manifest(directory)
-    weights_path = _checked(directory, manifest.weights_file)
+    weights_path = _checked_path(directory, manifest.weights_file)
     try:
         tensors = load_file(weights_path)
     except (SafetensorError, OSError) as error:
@@ -101,18 +99,19 @@ def load_checkpoint(
     return model.to(device).eval(), load_tokenizer(directory)
 
 
-def load_tokenizer(directory: str | Path) -> "Tokenizer | None":
+def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer saved in the checkpoint, None if it was saved without. Reads no weights.
 
     Raises:
         CheckpointError: there is no checkpoint, or its tokenizer is damaged.
     """
-    from gptrs.tokenizer import Tokenizer
-
-    manifest = _read_manifest(Path(directory))
-    if manifest.tokenizer_file is None:
+    directory = Path(directory)
+    if not _read_manifest(directory).has_tokenizer:
         return None
-    return Tokenizer.load(_checked(Path(directory), manifest.tokenizer_file))
+    try:
+        return Tokenizer.load(directory)
+    except TokenizerError as error:
+        raise CheckpointError(f"{directory}: damaged: {error}") from error
 
 
 def load_metadata(directory: str | Path) -> dict[str, Any]:
@@ -126,7 +125,7 @@ class _Manifest:
 
     model: GPTConfig
     weights_file: str
-    tokenizer_file: str | None
+    has_tokenizer: bool
     metadata: dict[str, Any]
 
     def to_json(self) -> str:
@@ -135,7 +134,7 @@ class _Manifest:
             "format_version": FORMAT_VERSION,
             "model": self.model.to_dict(),
             "weights_file": self.weights_file,
-            "tokenizer_file": self.tokenizer_file,
+            "has_tokenizer": self.has_tokenizer,
             "metadata": self.metadata,
         }
         try:
@@ -163,8 +162,8 @@ def _read_manifest(directory: Path) -> _Manifest:
     try:
         return _Manifest(
             model=GPTConfig.of(content["model"]),
-            weights_file=_own_file(content["weights_file"]),
-            tokenizer_file=content["tokenizer_file"] and _own_file(content["tokenizer_file"]),
+            weights_file=_checked_name(content["weights_file"]),
+            has_tokenizer=bool(content["has_tokenizer"]),
             metadata=dict(content["metadata"]),
         )
     except KeyError as error:
@@ -173,14 +172,25 @@ def _read_manifest(directory: Path) -> _Manifest:
         raise CheckpointError(f"{path}: damaged: {error}") from error
 
 
-def _own_file(name: Any) -> str:
-    """`name`, if a checkpoint could have given it to a file: nothing outside the directory is opened."""
-    if not isinstance(name, str) or not _OWN_FILE.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a checkpoint's file")
+def _checked_name(name: Any) -> str:
+    """`name`, if `save_checkpoint` could have given it: nothing outside the directory is opened."""
+    if not isinstance(name, str) or not _WEIGHTS_FILE.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a weights file")
     return name
 
 
-def _checked(directory: Path, name: str) -> Path:
+def _own_tokenizer(tokenizer: "Tokenizer | tiktoken.Encoding") -> Tokenizer:
+    """The tokenizer of ours that gives the same ids as `tokenizer`."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if getattr(tokenizer, "name", None) == "gpt2":
+        return get_tokenizer("gpt2")
+    raise ConfigError(
+        f"a checkpoint keeps GPT-2's tokenizer or none, found {tokenizer!r}: use tokenizer=None"
+    )
+
+
+def _checked_path(directory: Path, name: str) -> Path:
     """The path of a file whose content is still what its name says."""
     path = directory / name
     try:
@@ -213,7 +223,7 @@ def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: 
 
 def _write(directory: Path, name: str, write: Callable[[Path], object]) -> str:
     """Lets `write` fill a temporary file, then renames it to `name`, where {} stands for its digest."""
-    temporary = directory / f".tmp-{os.getpid()}"
+    temporary = directory / f"{_TEMPORARY}{os.getpid()}"
     try:
         write(temporary)
         _sync(temporary)
@@ -241,8 +251,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(directory: Path, *, keep: set[str | None]) -> None:
-    """Deletes what earlier checkpoints and killed saves left; a file of any other kind is not touched."""
+def _remove_leftovers(directory: Path, weights_file: str) -> None:
+    """Deletes what earlier checkpoints and killed saves left; no file of any other name."""
     for path in directory.iterdir():
-        if _OWN_FILE.fullmatch(path.name) and path.name not in keep:
+        is_old = _WEIGHTS_FILE.fullmatch(path.name) and path.name != weights_file
+        if is_old or path.name.startswith(_TEMPORARY):
             path.unlink(missing_ok=True)

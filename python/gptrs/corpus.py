@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptrs.data import GPTDatasetV1
 from gptrs.errors import DataError, TokenIdError
 
 Tokens = NDArray[np.integer[Any]]
@@ -59,26 +59,26 @@ def training_batches(
     Where an epoch is less than one batch, windows of several epochs share it.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
+    windows = GPTDatasetV1.from_tokens(tokens, context_length, stride=1)
     waiting = np.empty(0, dtype=np.int64)
     while True:
-        room = len(tokens) - 1 - context_length
-        phase = int(generator.integers(min(context_length, room + 1)))
-        starts = np.arange(phase, room + 1, context_length)
-        waiting = np.concatenate([waiting, generator.permutation(starts)])
+        first = int(generator.integers(min(context_length, len(windows))))
+        epoch = np.arange(first, len(windows), context_length)
+        waiting = np.concatenate([waiting, generator.permutation(epoch)])
         while len(waiting) >= batch_size:
-            yield _batch(tokens, waiting[:batch_size], context_length)
+            yield windows.fill(waiting[:batch_size])
             waiting = waiting[batch_size:]
 
 
 def validation_batches(
     tokens: Tokens, *, batch_size: int, context_length: int, max_tokens: int
 ) -> list[Batch]:
-    """The first `max_tokens` (one window at least) in windows end to end, in order; the same at every call."""
-    starts = np.arange(0, len(tokens) - context_length, context_length)
-    starts = starts[: max(1, max_tokens // context_length)]
+    """The first `max_tokens` (one window at least), windows end to end; the same at every call."""
+    windows = GPTDatasetV1.from_tokens(tokens, context_length, stride=context_length)
+    num_windows = min(len(windows), max(1, max_tokens // context_length))
     return [
-        _batch(tokens, starts[i : i + batch_size], context_length)
-        for i in range(0, len(starts), batch_size)
+        windows.fill(range(start, min(start + batch_size, num_windows)))
+        for start in range(0, num_windows, batch_size)
     ]
 
 
@@ -105,9 +105,3 @@ def bytes_per_token(tokens: Tokens, tokenizer: Any) -> float:
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """`loss`, in nats per token, as bits per byte of text: comparable between tokenizers."""
     return loss / math.log(2) / bytes_per_token
-
-
-def _batch(tokens: Tokens, starts: NDArray[np.int64], context_length: int) -> Batch:
-    windows = tokens[starts[:, None] + np.arange(context_length + 1)].astype(np.int64)
-    window_BT1 = torch.from_numpy(windows)
-    return window_BT1[:, :-1].contiguous(), window_BT1[:, 1:].contiguous()

@@ -8,9 +8,9 @@ DataLoader's own, so they are the book's.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -238,7 +238,8 @@ def _refuse_paths(txt: object) -> None:
     """A `str` is always text; one that names a file is most likely a mistake."""
     if not isinstance(txt, str):
         raise TypeError(f"txt is the text itself, a str; found {type(txt).__name__}")
-    if len(txt) < _LONGEST_PATH and Path(txt).is_file():
+    # Unlike Path.is_file, answers False for what no path can be.
+    if len(txt) < _LONGEST_PATH and os.path.isfile(txt):
         warnings.warn(
             f"{txt!r} is taken as the text itself, though a file has that name; "
             "pass its content to train on the file",

@@ -1,0 +1,137 @@
+"""Pictures of training, with matplotlib: the extra `plots`. Takes plain numbers, knows no other module.
+
+Okabe and Ito's colours (2008), which colour-blind readers can tell apart, and different line styles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptrs.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+
+
+def save_loss_figure(
+    path: str | Path,
+    *,
+    step_losses: Sequence[float],
+    val_steps: Sequence[int],
+    val_losses: Sequence[float],
+    tokens_per_step: int,
+    unigram_loss: float,
+    title: str,
+) -> None:
+    """Saves a run's loss curves; the file type follows from the name.
+
+    Args:
+        step_losses: the training loss of every batch, drawn faintly, and smoothed on top.
+        val_steps, val_losses: after how many steps the validation loss was what; at least one.
+        unigram_loss: drawn as a baseline.
+    Raises:
+        MissingExtraError: matplotlib is not installed; the message has the pip line.
+    """
+    with _matplotlib():
+        from matplotlib.figure import Figure
+
+    # A bare Figure: pyplot would look for a screen.
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    steps = range(1, len(step_losses) + 1)
+    axes.plot(steps, step_losses, color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, _smoothed(step_losses), color=BLUE, linewidth=1.8, label="training")
+    axes.plot(
+        val_steps,
+        val_losses,
+        color=ORANGE,
+        linewidth=1.8,
+        marker="o",
+        markersize=4.5,
+        label=f"validation, {val_losses[-1]:.2f} at the end",
+    )
+    axes.axhline(
+        unigram_loss,
+        color=GREY,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"knows only how common each token is, {unigram_loss:.2f}",
+    )
+    _label(axes, title)
+    axes.set_xlabel("step")
+    tokens_axis = axes.secondary_xaxis(
+        "top", functions=(lambda s: s * tokens_per_step / 1e6, lambda t: t * 1e6 / tokens_per_step)
+    )
+    tokens_axis.set_xlabel("tokens seen, millions", color=GREY)
+    tokens_axis.tick_params(colors=GREY)
+    figure.savefig(path, dpi=150)
+
+
+def save_and_show_losses(
+    path: str | Path,
+    epochs_seen: Sequence[float],
+    tokens_seen: Sequence[int],
+    train_losses: Sequence[float],
+    val_losses: Sequence[float],
+) -> None:
+    """The book's picture: both losses over epochs, the tokens seen along the top; saved, then shown.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; the message has the pip line.
+    """
+    with _matplotlib():
+        import matplotlib
+        from matplotlib import pyplot
+        from matplotlib.ticker import MaxNLocator
+
+    figure, axes = pyplot.subplots(figsize=(5, 3), layout="constrained")
+    axes.plot(epochs_seen, train_losses, color=BLUE, label="Training loss")
+    axes.plot(epochs_seen, val_losses, color=ORANGE, linestyle="-.", label="Validation loss")
+    axes.set_xlabel("Epochs")
+    axes.set_ylabel("Loss")
+    axes.legend(loc="upper right")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tokens_axes = axes.twiny()
+    tokens_axes.plot(tokens_seen, train_losses, alpha=0)  # Unseen: it gives the axis its range.
+    tokens_axes.set_xlabel("Tokens seen")
+    figure.savefig(path)
+    if matplotlib.get_backend().lower() != "agg":  # Agg has no screen, and warns when asked to show.
+        pyplot.show()
+    pyplot.close(figure)
+
+
+def _label(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, pad=12)
+    axes.set_ylabel("loss, nats per token")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.2)
+    axes.spines["right"].set_visible(False)
+    axes.margins(x=0.01)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Running mean over the last fiftieth of the values: steady enough to read, young enough to trust."""
+    window = max(1, len(values) // 50)
+    sums = [0.0, *accumulate(values)]
+    return [
+        (sums[i] - sums[max(0, i - window)]) / min(i, window) for i in range(1, len(values) + 1)
+    ]
+
+
+@contextmanager
+def _matplotlib() -> Iterator[None]:
+    """Turns a failed import of matplotlib into the pip line that mends it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise MissingExtraError(
+            'pictures need matplotlib: pip install "gptrs[plots]"', name="matplotlib"
+        ) from None
