@@ -204,6 +204,8 @@ def test_a_text_that_names_a_file_is_text_and_warns(tmp_path, monkeypatch):
     assert TOKENIZER.decode(dataset.tokens) == "the verdict.txt"
 
 
-@pytest.mark.parametrize("text", ["word " * 400, "one\0two three four five", "one \ud800 two three"])
+@pytest.mark.parametrize(
+    "text", ["word " * 400, "one\0two three four five", "one \ud800 two three"]
+)
 def test_texts_that_no_path_can_be_do_not_warn(text):
     assert len(GPTDatasetV1(text, TOKENIZER, 2, 1)) > 0

@@ -1,0 +1,174 @@
+"""`gptrs.loss` against torch's own cross-entropy."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptrs.config import GPTConfig
+from gptrs.errors import ConfigError, TokenIdError
+from gptrs.loss import linear_cross_entropy, next_token_loss
+from gptrs.model import GPTModel
+
+
+def example(num_rows=7, width=5, vocab_size=23, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_rows, width, generator=generator, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocab_size, width, generator=generator, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocab_size, (num_rows,), generator=generator)
+    return hidden, weight, targets
+
+
+def value_and_gradients(loss: Tensor, *inputs: Tensor):
+    return loss.detach(), *torch.autograd.grad(loss, inputs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_rows=st.integers(1, 9),
+    width=st.integers(1, 6),
+    vocab_size=st.integers(1, 40),
+    block_columns=st.integers(1, 50),
+    num_ignored=st.integers(0, 8),
+    scale=st.sampled_from([1.0, 30.0]),
+)
+def test_value_and_gradients_are_torchs_for_any_block_size(
+    num_rows, width, vocab_size, block_columns, num_ignored, scale
+):
+    hidden, weight, targets = example(num_rows, width, vocab_size)
+    targets[: min(num_ignored, num_rows - 1)] = -100
+    ours = linear_cross_entropy(hidden * scale, weight, targets, block_columns=block_columns)
+    torchs = F.cross_entropy(hidden * scale @ weight.T, targets)
+    torch.testing.assert_close(
+        value_and_gradients(ours, hidden, weight), value_and_gradients(torchs, hidden, weight)
+    )
+
+
+def test_the_gradients_are_those_of_finite_differences():
+    hidden, weight, targets = example()
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, block_columns=6), (hidden, weight)
+    )
+
+
+def test_float32_agrees_with_torch_to_rounding():
+    hidden, weight, targets = example(64, 32, 5000, dtype=torch.float32)
+    torch.testing.assert_close(
+        value_and_gradients(linear_cross_entropy(hidden, weight, targets), hidden, weight),
+        value_and_gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight),
+    )
+
+
+def test_bfloat16_matmuls_stay_as_near_to_float32_as_torchs_own_do():
+    hidden, weight, targets = example(64, 32, 5000, dtype=torch.float32)
+    exact = value_and_gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_cross_entropy(hidden, weight, targets)
+        torchs = F.cross_entropy(F.linear(hidden, weight), targets)
+    assert ours.dtype == torch.float32
+    ours = value_and_gradients(ours, hidden, weight)
+    torchs = value_and_gradients(torchs, hidden, weight)
+    for mine, theirs, true in zip(ours, torchs, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - true).norm() <= 1.5 * (theirs - true).norm() + 1e-3 * true.norm()
+
+
+def test_the_gradient_of_a_scaled_loss_is_scaled():
+    hidden, weight, targets = example()
+    once = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden)[0]
+    thrice = torch.autograd.grad(3 * linear_cross_entropy(hidden, weight, targets), hidden)[0]
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_a_certain_prediction_in_bfloat16_has_no_loss_below_zero():
+    hidden = torch.randn(50, 16) * 20
+    loss = linear_cross_entropy(hidden, hidden[:40].clone(), torch.arange(40).repeat(2)[:50],
+                                dtype=torch.bfloat16)  # fmt: skip
+    assert loss >= 0
+
+
+def test_the_loss_of_no_counted_row_is_nan_as_torchs_is():
+    hidden, weight, targets = example()
+    targets[:] = -100
+    assert linear_cross_entropy(hidden, weight, targets).isnan()
+    assert F.cross_entropy(hidden @ weight.T, targets).isnan()
+
+
+def test_no_tensor_of_rows_by_vocabulary_is_made():
+    hidden, weight, targets = example(300, 4, 5000, dtype=torch.float32)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        linear_cross_entropy(hidden, weight, targets, block_columns=100).backward()
+    assert largest == max(300 * 100, 5000 * 4)
+
+
+@pytest.mark.parametrize("target", [23, -1])
+def test_a_target_outside_the_vocabulary_is_named(target):
+    hidden, weight, targets = example()
+    targets[3] = target
+    with pytest.raises(TokenIdError, match=rf"target {target} at row 3 is outside 0\.\.22"):
+        linear_cross_entropy(hidden, weight, targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, w, t: (h, w[:, :3], t), r"found \[7, 5\] and \[23, 3\]"),
+        (lambda h, w, t: (h, w, t[:4]), r"7 rows, targets \[4\]"),
+        (lambda h, w, t: (h.half(), w.half(), t), r"not torch\.float16"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        linear_cross_entropy(*change(*example()))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPTModel(
+        GPTConfig(vocab_size=50, context_length=8, emb_dim=12, n_heads=2, n_layers=2, drop_rate=0.0)
+    )
+
+
+def loss_of_logits(model, in_idx, targets):
+    return F.cross_entropy(model(in_idx).flatten(0, 1), targets.flatten())
+
+
+def test_next_token_loss_is_the_cross_entropy_of_the_models_logits(model):
+    in_idx, targets = torch.randint(0, 50, (2, 3, 8))
+    parameters = tuple(model.parameters())
+    torch.testing.assert_close(
+        value_and_gradients(next_token_loss(model, in_idx, targets), *parameters),
+        value_and_gradients(loss_of_logits(model, in_idx, targets), *parameters),
+    )
+
+
+@pytest.mark.parametrize("change", ["hook", "bias", "parametrization", "another module"])
+def test_an_output_layer_that_does_more_than_multiply_is_called(model, change):
+    in_idx, targets = torch.randint(0, 50, (2, 3, 8))
+    plain = next_token_loss(model, in_idx, targets)
+    if change == "hook":
+        model.out_head.register_forward_hook(lambda module, args, output: 2 * output)
+    elif change == "bias":
+        model.out_head = nn.Linear(12, 50, bias=True)
+    elif change == "parametrization":
+        nn.utils.parametrizations.weight_norm(model.out_head)
+        with torch.no_grad():
+            model.out_head.parametrizations.weight.original0.mul_(2)
+    else:
+        model.out_head = nn.Sequential(nn.Linear(12, 50, bias=False), nn.Tanh())
+    changed = next_token_loss(model, in_idx, targets)
+    torch.testing.assert_close(changed, loss_of_logits(model, in_idx, targets))
+    assert not torch.isclose(changed, plain)

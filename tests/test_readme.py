@@ -1,0 +1,43 @@
+"""The README's code does what the README says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptrs
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+TEN_LINES, GENERATOR_LINES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("tokenizer", ["ours", "tiktoken"])
+def test_the_ten_lines_write_the_books_ten_tokens(capsys, tokenizer):
+    code = TEN_LINES
+    assert len(code.splitlines()) <= 12
+    if tokenizer == "tiktoken":
+        # What `tiktoken.get_encoding("gpt2")` returns, without the network it needs.
+        code = code.replace('get_tokenizer("gpt2")', 'get_tokenizer("gpt2").as_tiktoken()')
+    names = {}
+    exec(code, names)
+    assert names["inputs"].shape == names["targets"].shape == (8, 4)
+    printed = capsys.readouterr().out.rstrip("\n")
+    promised = re.search(r"# (Hello, I am .*) \.\.\.", TEN_LINES)[1]
+    assert printed.startswith(promised)
+    assert printed == (
+        "Hello, I am Featureiman Byeswickattribute argue logger Normandy Compton analogous"
+    )
+
+
+def test_a_trained_model_streams_as_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = gptrs.GPTModel({**gptrs.GPT_CONFIG_124M, "emb_dim": 12, "n_layers": 1})
+    gptrs.save_checkpoint(
+        model, Path("runs/mine/checkpoint"), tokenizer=gptrs.get_tokenizer("gpt2")
+    )
+    names = {}
+    exec(GENERATOR_LINES, names)
+    assert capsys.readouterr().out
+    assert len(names["completions"]) == 8

@@ -1,0 +1,71 @@
+"""`gptrs.text`: files in, strict UTF-8 out."""
+
+import os
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptrs.errors import SourceError
+from gptrs.text import decode_utf8, find_text_files, help_topics, read_text
+
+
+def test_a_file_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):
+    file = tmp_path / "story"
+    file.write_bytes(b"\xef\xbb\xbfa\r\nb \xc3\xa9\n")
+    assert read_text(file) == "a\r\nb é\n"
+
+
+@given(good=st.text(max_size=20), bad=st.sampled_from([b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\xe2\x82"]))
+def test_the_offset_of_the_first_byte_that_is_not_utf8_is_named(good, bad):
+    content = good.encode() + bad
+    with pytest.raises(SourceError, match=rf"here: .* at offset {len(good.encode())} "):
+        decode_utf8(content, source="here")
+
+
+def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
+    with pytest.raises(SourceError, match=r"nowhere\.txt: no such file"):
+        read_text(tmp_path / "nowhere.txt")
+    with pytest.raises(SourceError, match="is a folder"):
+        read_text(tmp_path)
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or (hasattr(os, "geteuid") and os.geteuid() == 0),
+    reason="here every file can be read",
+)
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    file = tmp_path / "secret.txt"
+    file.write_text("x")
+    file.chmod(0)
+    with pytest.raises(SourceError, match=r"secret\.txt: cannot be read"):
+        read_text(file)
+
+
+def test_folders_give_their_text_files_at_any_depth_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "a.md", "c.py", "sub/d.txt"):
+        (tmp_path / name).write_text("x")
+    named = tmp_path / "c.py"
+    assert find_text_files([named, tmp_path]) == [
+        named, tmp_path / "a.md", tmp_path / "b.txt", tmp_path / "sub" / "d.txt",
+    ]  # fmt: skip
+
+
+def test_a_folder_without_text_and_a_missing_path_are_named(tmp_path):
+    with pytest.raises(SourceError, match=r"no \.txt or \.md file"):
+        find_text_files([tmp_path])
+    with pytest.raises(SourceError, match="no such file or folder"):
+        find_text_files([tmp_path / "nowhere"])
+
+
+def test_pythons_help_topics_are_hundreds_of_kilobytes_of_english():
+    text = help_topics()
+    assert 400_000 < len(text) < 1_000_000
+    assert 'The "for" statement is used to iterate' in text
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the text differs between Pythons")
+def test_python_3_11s_help_topics_have_the_documented_size():
+    assert len(help_topics()) == 465_126
