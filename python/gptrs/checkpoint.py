@@ -225,7 +225,10 @@ def _write(directory: Path, name: str, write: Callable[[Path], object]) -> str:
     """Lets `write` fill a temporary file, then renames it to `name`, where {} stands for its digest."""
     temporary = directory / f"{_TEMPORARY}{os.getpid()}"
     try:
+        temporary.touch()
+        usual_mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(usual_mode)  # safetensors makes its files unreadable for others.
         _sync(temporary)
         name = name.format(_digest(temporary))
         os.replace(temporary, directory / name)

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,18 @@ class Split(NamedTuple):
 
     train: Tokens
     validation: Tokens
+
+
+def tokenize_documents(texts: Iterable[str], tokenizer: Any) -> Tokens:
+    """The tokens of all texts, uint16, one end-of-text after each; empty texts are left out.
+
+    `<|endoftext|>` in a text is split like any other text: data cannot forge a boundary.
+    """
+    end_of_text = np.array([tokenizer.eot_token], dtype=np.uint16)
+    parts = [np.empty(0, dtype=np.uint16)]
+    for text in filter(None, texts):
+        parts += [np.array(tokenizer.encode_ordinary(text), dtype=np.uint16), end_of_text]
+    return np.concatenate(parts)
 
 
 def split_tokens(

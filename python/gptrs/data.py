@@ -114,7 +114,6 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
             WindowError: there is no such window.
         """
         index = np.array(indices, dtype=np.int64)
-        index[(index < 0) & (index >= -len(self))] += len(self)
         inputs = torch.empty(len(index), self.max_length, dtype=torch.int64)
         targets = torch.empty_like(inputs)
         self._windows.fill(index, inputs.numpy(), targets.numpy())

@@ -33,18 +33,13 @@ from gptrs.loss import next_token_loss
 from gptrs.model import GPTModel
 from gptrs.training_config import TrainingConfig
 
-MEASURED_SECONDS = 4.0
-"""How long steps are timed before their number is fixed; at least MEASURED_STEPS, after one that warms up."""
-MEASURED_STEPS = 3
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """How a run stands after `step` optimizer steps."""
 
     step: int
-    num_steps: int | None
-    """None while the steps that `minutes` leaves room for are not yet measured: at step 0."""
+    progress: float
+    """The share of the run that is done, from 0 to 1."""
     tokens_seen: int
     train_loss: float | None
     """Mean over the batches since the last evaluation, in nats per token; None at step 0."""
@@ -55,7 +50,7 @@ class Evaluation:
     seconds: float
     """Since the run began, evaluations included."""
     tokens_per_s: float | None
-    """In training steps alone, since the run began; None at step 0."""
+    """Since the run began, without the time of evaluations; None at step 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +60,10 @@ class TrainingResult:
     evaluations: list[Evaluation]
     step_losses: list[float]
     """Each batch's training loss."""
+    tokens_per_step: int
     unigram_loss: float
-    """What a model that knows only how common each token is gets on the validation tokens."""
+    """What a model that knows only how common each token is gets on the held-out tokens."""
+    unigram_bits_per_byte: float | None
     interrupted: bool
     checkpoint: Path
 
@@ -109,17 +106,19 @@ def train(
 
 
 def learning_rate_at(step: int, num_steps: int | None, config: TrainingConfig) -> float:
-    """The learning rate of step 0..num_steps-1: a linear rise, then half a cosine.
+    """The learning rate of step 0..num_steps-1: it rises in a line, stays, and falls along half a cosine.
 
-    With `num_steps` unknown the cosine is taken to be at its top.
+    While `num_steps` is unknown, it stays.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if num_steps is None:
         return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.final_learning_rate + cosine * (config.learning_rate - config.final_learning_rate)
+    last = num_steps - 1
+    fall_begins = max(config.warmup_steps, (1 - config.decay_fraction) * last)
+    fallen = min(1.0, max(0.0, (step - fall_begins) / max(1.0, last - fall_begins)))
+    height = 0.5 * (1 + math.cos(math.pi * fallen))
+    return config.final_learning_rate + height * (config.learning_rate - config.final_learning_rate)
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -163,7 +162,6 @@ class _Run:
         tokenizer: Any,
         on_evaluation: Callable[[Evaluation], None] | None,
     ) -> None:
-        self.started = time.perf_counter()
         self.model, self.config = model, config
         self.run_dir, self.tokenizer, self.on_evaluation = run_dir, tokenizer, on_evaluation
         self.device = choose_device(config.device)
@@ -196,7 +194,8 @@ class _Run:
         self.num_steps = config.steps
         self.step_losses: list[float] = []
         self.tokens_per_step = config.batch_size * context_length
-        self.step_seconds = 0.0
+        self.started = time.perf_counter()
+        self.evaluation_seconds = 0.0
         self.evaluations: list[Evaluation] = []
         self.saved_step: int | None = None
 
@@ -210,26 +209,44 @@ class _Run:
         return self.run_dir / "checkpoint"
 
     @property
-    def tokens_per_s(self) -> float | None:
-        return self.step * self.tokens_per_step / self.step_seconds if self.step else None
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def step_s(self) -> float:
+        """Mean seconds a step, without evaluations."""
+        return (self.elapsed_s - self.evaluation_seconds) / self.step
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done: of its steps, or of its time while those are unknown."""
+        if self.num_steps is not None:
+            return self.step / self.num_steps
+        return self.elapsed_s / (self.config.minutes * 60)
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.num_steps
 
     def to_the_end(self) -> TrainingResult:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with (
             (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as self.metrics,
             stop_on_interrupt() as interrupt,
-            tqdm(total=self.num_steps, unit="step", desc="training", mininterval=0.5) as bar,
+            tqdm(unit="step", desc="training", mininterval=0.5) as bar,
         ):
             self._announce()
+            self.started = time.perf_counter()
             self._evaluate()
-            while not self._finished() and not interrupt.is_set():
+            while not self.finished and not interrupt.is_set():
                 self._train_step(next(self.batches))
-                if self.num_steps is None and self._has_measured_enough():
-                    self.num_steps = bar.total = self._steps_that_fit()
+                # Timed for as long as the learning rate stays: a busy moment fools nobody then.
+                if self.num_steps is None and self.progress >= 1 - self.config.decay_fraction:
+                    self._fix_num_steps()
                 self._show_progress(bar)
-                if self._evaluation_is_due():
+                if int(self.progress * self.config.num_evaluations + 1e-9) >= len(self.evaluations):
                     self._evaluate()
-            if interrupt.is_set() and not self._finished():
+            if not self.finished:
                 self._save()
                 self._tell(
                     f"interrupted after step {self.step}; to use what it learned so far:\n"
@@ -239,16 +256,14 @@ class _Run:
         return TrainingResult(
             evaluations=self.evaluations,
             step_losses=self.step_losses,
+            tokens_per_step=self.tokens_per_step,
             unigram_loss=self.unigram_loss,
-            interrupted=not self._finished(),
+            unigram_bits_per_byte=self._bits_per_byte(self.unigram_loss),
+            interrupted=not self.finished,
             checkpoint=self.checkpoint,
         )
 
-    def _finished(self) -> bool:
-        return self.step == self.num_steps
-
     def _train_step(self, batch: Batch) -> None:
-        began = time.perf_counter()
         self.model.train()
         learning_rate = learning_rate_at(self.step, self.num_steps, self.config)
         for group in self.optimizer.param_groups:
@@ -263,7 +278,6 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step_losses.append(loss.item())
-        self.step_seconds += time.perf_counter() - began
         self._record(
             "step",
             step=self.step,
@@ -285,30 +299,22 @@ class _Run:
             f"{good}; a lower learning rate or a longer warm-up may help"
         )
 
-    def _evaluation_is_due(self) -> bool:
-        """`num_evaluations` times a run, evenly spread, and after the last step."""
-        if self.num_steps is None:
-            return False
-        per_run = min(self.config.num_evaluations, self.num_steps)
-        done, before = self.step * per_run, (self.step - 1) * per_run
-        return done // self.num_steps > before // self.num_steps
-
     def _evaluate(self) -> None:
-        began = time.perf_counter()
+        began = self.elapsed_s
         val_loss = validation_loss(self.model, self.validation, self.device, self.precision)
         since_last = self.step_losses[self.evaluations[-1].step if self.evaluations else 0 :]
+        self.evaluation_seconds += self.elapsed_s - began
         evaluation = Evaluation(
             step=self.step,
-            num_steps=self.num_steps,
+            progress=min(1.0, self.progress),
             tokens_seen=self.step * self.tokens_per_step,
             train_loss=sum(since_last) / len(since_last) if since_last else None,
             val_loss=val_loss,
-            bits_per_byte=(
-                corpus.bits_per_byte(val_loss, self.bytes_per_token) if self.bytes_per_token else None
-            ),
-            seconds=time.perf_counter() - self.started,
-            tokens_per_s=self.tokens_per_s,
+            bits_per_byte=self._bits_per_byte(val_loss),
+            seconds=self.elapsed_s,
+            tokens_per_s=self.tokens_per_step / self.step_s if self.step else None,
         )
+        began = self.elapsed_s
         self.evaluations.append(evaluation)
         self._record("evaluation", **asdict(evaluation))
         self._tell(_summary(evaluation))
@@ -317,7 +323,12 @@ class _Run:
         if self.on_evaluation is not None:
             self.model.eval()
             self.on_evaluation(evaluation)
-        self.evaluation_seconds = time.perf_counter() - began
+        self.evaluation_seconds += self.elapsed_s - began
+
+    def _bits_per_byte(self, loss: float) -> float | None:
+        if self.bytes_per_token is None:
+            return None
+        return corpus.bits_per_byte(loss, self.bytes_per_token)
 
     def _save(self) -> None:
         last = self.evaluations[-1]
@@ -329,22 +340,22 @@ class _Run:
         )
         self.saved_step = self.step
 
-    def _has_measured_enough(self) -> bool:
-        return self.step >= MEASURED_STEPS and self.step_seconds >= MEASURED_SECONDS
-
     def _steps_that_fit(self) -> int:
         """How many steps, those done included, take `minutes` with all evaluations."""
-        step_s = self.step_seconds / self.step
-        elapsed_s = time.perf_counter() - self.started
-        evaluations_s = self.config.num_evaluations * self.evaluation_seconds
-        left_s = self.config.minutes * 60 - elapsed_s - evaluations_s
-        num_steps = self.step + max(1, int(left_s / step_s))
-        self._record("schedule", num_steps=num_steps, step_s=step_s, minutes=self.config.minutes)
-        self._tell(
-            f"a step takes {step_s * 1000:.0f} ms, so {num_steps:,} steps fit into "
-            f"{self.config.minutes:g} minutes"
+        evaluation_s = self.evaluation_seconds / len(self.evaluations)
+        num_to_come = self.config.num_evaluations + 1 - len(self.evaluations)
+        left_s = self.config.minutes * 60 - self.elapsed_s - num_to_come * evaluation_s
+        return self.step + max(1, int(left_s / self.step_s))
+
+    def _fix_num_steps(self) -> None:
+        self.num_steps = self._steps_that_fit()
+        self._record(
+            "schedule", step=self.step, num_steps=self.num_steps, seconds_per_step=self.step_s
         )
-        return num_steps
+        self._tell(
+            f"a step takes {self.step_s * 1000:.0f} ms: {self.num_steps:,} steps fit into "
+            f"{self.config.minutes:g} minutes; from here on the learning rate falls"
+        )
 
     def _announce(self) -> None:
         dtype = str(self.precision.dtype).removeprefix("torch.")
@@ -369,8 +380,11 @@ class _Run:
     def _show_progress(self, bar: "tqdm[Any]") -> None:
         recent = self.step_losses[-20:]
         bar.set_postfix_str(
-            f"loss {sum(recent) / len(recent):.3f}, {self.tokens_per_s:,.0f} tokens/s", refresh=False
+            f"loss {sum(recent) / len(recent):.3f}, "
+            f"{self.tokens_per_step / self.step_s:,.0f} tokens/s",
+            refresh=False,
         )
+        bar.total = self.num_steps or self._steps_that_fit()
         bar.update()
 
     def _record(self, event: str, **values: Any) -> None:

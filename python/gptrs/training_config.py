@@ -1,82 +1,132 @@
-"""What a training run is told: one frozen dataclass, from which the command line is made too. Imports no torch."""
+"""What a training run is told: one frozen dataclass, checked where it is made. Imports no torch.
 
+Each setting stands once, with its default, its help and what it may be: the command line and the errors
+are made from it.
+"""
+
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args
 
+from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
+SMALL_GPT = GPTConfig(
+    context_length=128,
+    emb_dim=128,
+    n_heads=4,
+    n_layers=4,
+    drop_rate=0.0,
+    tie_embeddings=True,
+    init="gpt2",
+)
+"""What the demo, and `gptrs train` unless told otherwise, train: 7 million parameters, most of them
+the 50,257 token embeddings. The settings below fit it."""
+
+
+class _Allowed(NamedTuple):
+    test: Callable[[Any], bool]
+    description: str
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+_COUNT = _Allowed(lambda value: _is_whole(value) and value >= 1, "a whole number from 1 up")
+_WHOLE = _Allowed(lambda value: _is_whole(value) and value >= 0, "a whole number from 0 up")
+_POSITIVE = _Allowed(lambda value: _is_number(value) and value > 0, "a number above 0")
+_NOT_NEGATIVE = _Allowed(lambda value: _is_number(value) and value >= 0, "a number from 0 up")
+_DECAY = _Allowed(lambda value: _is_number(value) and 0 <= value < 1, "from 0 to below 1")
+_SHARE = _Allowed(lambda value: _is_number(value) and 0 < value < 1, "between 0 and 1")
+
+
+def _setting(default: Any, help: str, allowed: _Allowed) -> Any:  # noqa: A002
+    return field(default=default, metadata={"help": help, "allowed": allowed})
+
+
+def _optional(allowed: _Allowed) -> _Allowed:
+    return _Allowed(
+        lambda value: value is None or allowed.test(value), f"{allowed.description}, or None"
+    )
+
+
+def _one_of(names: Any) -> _Allowed:
+    return _Allowed(lambda value: value in get_args(names), f"one of {', '.join(get_args(names))}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How `gptrs.trainer.train` trains.
+    """How `gptrs.trainer.train` trains; `TrainingConfig.help("batch_size")` explains a field.
 
     Raises:
         ConfigError: a field has an impossible value; the message says which, and what is allowed.
     """
 
-    minutes: float = 3.0
-    """Time to train, evaluations included: the first steps are measured, then the number of steps is fixed."""
-    steps: int | None = None
-    """Number of optimizer steps, instead of as many as fit into --minutes."""
-    batch_size: int = 16
-    """Windows in a batch, each as long as the model's context."""
-    learning_rate: float = 1e-3
-    """The highest learning rate, reached after the warm-up."""
-    final_learning_rate: float = 1e-4
-    """The learning rate at the last step, reached along a cosine."""
-    warmup_steps: int = 50
-    """Steps over which the learning rate rises to its highest."""
-    weight_decay: float = 0.1
-    """AdamW's, on matrices only: biases and norms are never decayed."""
-    beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
-    beta2: float = 0.95
-    """AdamW's decay of the mean squared gradient."""
-    max_grad_norm: float = 1.0
-    """Gradients longer than this, all together, are scaled down to it."""
-    num_evaluations: int = 10
-    """How often to evaluate and save between the first step and the last, evenly spread, the last included."""
-    validation_fraction: float = 0.1
-    """Share of the tokens, from the end, that is held out to validate on."""
-    max_validation_tokens: int = 131_072
-    """Most tokens to validate on, from the start of the held-out part."""
-    seed: int = 123
-    """Fixes the order of the batches and the dropout."""
-    device: DeviceName = "auto"
-    """Where to train; auto takes cuda, then mps, then cpu."""
-    dtype: DtypeName = "auto"
-    """What matmuls compute in; auto takes bfloat16 where the hardware multiplies it faster."""
+    minutes: float = _setting(
+        2.5,
+        "Time to train, evaluations included; the number of steps is fixed once it is known.",
+        _POSITIVE,
+    )
+    steps: int | None = _setting(
+        None, "Optimizer steps, instead of as many as fit into the minutes.", _optional(_COUNT)
+    )
+    batch_size: int = _setting(16, "Windows in a batch, each as long as the context.", _COUNT)
+    learning_rate: float = _setting(
+        3e-3, "The highest learning rate, reached after the warm-up.", _POSITIVE
+    )
+    final_learning_rate: float = _setting(
+        3e-4, "The learning rate at the last step, reached along half a cosine.", _NOT_NEGATIVE
+    )
+    decay_fraction: float = _setting(
+        0.6, "The last share of the run, over which the learning rate falls.", _SHARE
+    )
+    warmup_steps: int = _setting(
+        20, "Steps over which the learning rate rises to its highest.", _WHOLE
+    )
+    weight_decay: float = _setting(
+        0.1, "AdamW's weight decay, on matrices only: never on biases and norms.", _NOT_NEGATIVE
+    )
+    beta1: float = _setting(0.9, "AdamW's decay of the mean gradient.", _DECAY)
+    beta2: float = _setting(0.95, "AdamW's decay of the mean squared gradient.", _DECAY)
+    max_grad_norm: float = _setting(
+        1.0, "Gradients that are longer, all together, are scaled down to this.", _POSITIVE
+    )
+    num_evaluations: int = _setting(
+        10, "Evaluations, each with a checkpoint, evenly spread over the run.", _COUNT
+    )
+    validation_fraction: float = _setting(
+        0.1, "Share of the tokens, from the end, held out to validate on.", _SHARE
+    )
+    max_validation_tokens: int = _setting(
+        131_072, "Most tokens to validate on, from the start of the held-out part.", _COUNT
+    )
+    seed: int = _setting(123, "Fixes first weights, order of the batches and dropout.", _WHOLE)
+    device: DeviceName = _setting(
+        "auto", "Where to train; auto takes cuda, then mps, then cpu.", _one_of(DeviceName)
+    )
+    dtype: DtypeName = _setting(
+        "auto",
+        "What matmuls compute in; auto takes bfloat16 where the hardware has it.",
+        _one_of(DtypeName),
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check, allowed = _ALLOWED.get(field.name, (None, ""))
-            value = getattr(self, field.name)
-            if check is not None and not check(value):
-                raise ConfigError(f"{field.name} is {value!r}; it must be {allowed}")
+        for setting in fields(self):
+            allowed: _Allowed = setting.metadata["allowed"]
+            value = getattr(self, setting.name)
+            if not allowed.test(value):
+                raise ConfigError(f"{setting.name} is {value!r}; it must be {allowed.description}")
 
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "minutes": (lambda value: 0 < value < float("inf"), "above 0"),
-    "steps": (lambda value: value is None or _is_count(value), "a whole number from 1 up, or None"),
-    "batch_size": (_is_count, "a whole number from 1 up"),
-    "learning_rate": (lambda value: 0 < value < float("inf"), "above 0"),
-    "final_learning_rate": (lambda value: 0 <= value < float("inf"), "0 or above"),
-    "warmup_steps": (lambda value: value == 0 or _is_count(value), "a whole number from 0 up"),
-    "weight_decay": (lambda value: 0 <= value < float("inf"), "0 or above"),
-    "beta1": (lambda value: 0 <= value < 1, "in 0 <= beta1 < 1"),
-    "beta2": (lambda value: 0 <= value < 1, "in 0 <= beta2 < 1"),
-    "max_grad_norm": (lambda value: value > 0, "above 0"),
-    "num_evaluations": (_is_count, "a whole number from 1 up"),
-    "validation_fraction": (lambda value: 0 < value < 1, "between 0 and 1"),
-    "max_validation_tokens": (_is_count, "a whole number from 1 up"),
-    "device": (lambda value: value in ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
-    "dtype": (lambda value: value in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
-}
+    @classmethod
+    def help(cls, name: str) -> str:
+        """What the field called `name` means, in one sentence."""
+        return next(str(f.metadata["help"]) for f in fields(cls) if f.name == name)

@@ -9,7 +9,7 @@ pub enum Error {
     /// A window was asked for that the stream does not have.
     #[error("window {index} is out of range: there are {len} windows")]
     WindowOutOfRange {
-        /// The window asked for; negative numbers do not count from the end here.
+        /// The window asked for; negative numbers count from the end.
         index: i64,
         /// How many windows there are.
         len: usize,

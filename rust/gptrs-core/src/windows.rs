@@ -46,11 +46,13 @@ impl Windows {
         self.len() == 0
     }
 
-    /// Where window `index` starts in the stream.
+    /// Where window `index` starts in the stream; -1 is the last window, as in a Python list.
     pub fn start(&self, index: i64) -> Result<usize> {
-        match usize::try_from(index) {
-            Ok(i) if i < self.len() => Ok(i * self.stride),
-            _ => Err(Error::WindowOutOfRange { index, len: self.len() }),
+        let len = self.len();
+        let from_start = if index < 0 { index.wrapping_add(len as i64) } else { index };
+        match usize::try_from(from_start) {
+            Ok(i) if i < len => Ok(i * self.stride),
+            _ => Err(Error::WindowOutOfRange { index, len }),
         }
     }
 
@@ -131,6 +133,14 @@ mod tests {
         let error = windows.fill(&[0_u16; 6], &[0, 2], &mut inputs, &mut targets).unwrap_err();
         assert_eq!(error.to_string(), "window 2 is out of range: there are 2 windows");
         assert_eq!((inputs, targets), ([-1; 8], [-1; 8]));
+    }
+
+    #[test]
+    fn negative_indices_count_from_the_end() {
+        let windows = Windows::new(6, 4, 1).unwrap();
+        assert_eq!((windows.start(-1), windows.start(-2)), (Ok(1), Ok(0)));
+        assert_eq!(windows.start(-3), Err(Error::WindowOutOfRange { index: -3, len: 2 }));
+        assert!(windows.start(i64::MIN).is_err());
     }
 
     #[test]

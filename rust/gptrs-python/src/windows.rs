@@ -46,7 +46,7 @@ impl PyWindows {
     /// Copies windows `indices` into `inputs` and `targets`, in place.
     ///
     /// Args:
-    ///     indices: int64 [B], each in 0..len(self).
+    ///     indices: int64 [B], each in -len(self)..len(self); -1 is the last window.
     ///     inputs, targets: int64 [B, length], C-contiguous.
     /// Raises:
     ///     WindowError: an index is out of range; nothing was written.

@@ -1,0 +1,7 @@
+"""`python -m gptrs`: the command line."""
+
+import sys
+
+from gptrs.cli import main
+
+sys.exit(main())

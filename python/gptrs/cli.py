@@ -1,0 +1,290 @@
+"""The command `gptrs`: reads arguments and files, calls the library, prints.
+
+    gptrs demo | train DATA... | generate --model DIR --prompt TEXT | tokenize | params PRESET
+
+Exit codes: 0 done, 1 failed on the way, 2 asked for something impossible, 130 stopped by Ctrl-C.
+An error is one line on stderr. `tokenize`, `params` and every --help work without importing torch.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+from gptrs.config import PRESETS, GPTConfig
+from gptrs.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GptrsError,
+    SourceError,
+    TokenIdError,
+    TokenizerError,
+)
+from gptrs.training_config import SMALL_GPT, DeviceName, TrainingConfig
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
+# What the caller can mend by asking for something else; any other error is a failure on the way.
+BAD_INPUT = (ConfigError, DataError, SourceError, TokenIdError, TokenizerError)
+STANDARD_INPUT = "-"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line, `sys.argv[1:]` by default, and returns its exit code."""
+    _keep_waiting_threads_from_spinning()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A console that lacks a character still prints.
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:  # After --help and --version.
+        return done.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "gptrs"
+        return _fail(f"{error.format_message()} (see {command} --help)", EXIT_USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_USAGE)
+    except BAD_INPUT as error:
+        return _fail(str(error), EXIT_USAGE)
+    except BrokenPipeError:
+        # Whoever read our output has enough, as `head` does: no failure. The interpreter's last
+        # flush must not find the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (GptrsError, OSError) as error:
+        return _fail(str(error), EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return _fail("stopped", EXIT_INTERRUPT)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    # Not `gptrs.main`, which prints errors in several lines and exits by itself on a closed pipe.
+    with gptrs.make_context("gptrs", arguments) as context:
+        return gptrs.invoke(context) or 0
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"gptrs: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code
+
+
+def _keep_waiting_threads_from_spinning() -> None:
+    """Lets OpenMP's threads spin for microseconds, not milliseconds, before they sleep.
+
+    An idle machine trains as fast. On a busy one it is 20 to 30 times as fast: a spinning thread
+    keeps the very thread that it waits for off the processor. Read when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def _training_options(*names: str) -> Callable[[F], F]:
+    """An option for each named field of TrainingConfig, or for all of them."""
+    hints = get_type_hints(TrainingConfig)
+
+    def add(function: F) -> F:
+        for field in reversed(fields(TrainingConfig)):
+            if not names or field.name in names:
+                function = click.option(
+                    f"--{field.name.replace('_', '-')}",
+                    type=_click_type(hints[field.name]),
+                    default=field.default,
+                    show_default=field.default is not None,
+                    help=TrainingConfig.help(field.name),
+                )(function)
+        return function
+
+    return add
+
+
+def _click_type(hint: Any) -> Any:
+    """What click parses a field with: a Literal by its choices, `int | None` as an int."""
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    return next((part for part in get_args(hint) if part is not type(None)), hint)
+
+
+_runs_option = click.option(
+    "--runs",
+    "runs_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
+    show_default=True,
+    help="The folder for numbered runs.",
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,
+)
+@click.version_option(package_name="gptrs", message="%(prog)s %(version)s")
+def gptrs() -> None:
+    """Train a small GPT, let it write, and see what it is made of.
+
+    Start with `gptrs demo`: three minutes, no files needed, no network.
+    """
+
+
+@gptrs.command()
+@_training_options("minutes", "steps", "device", "dtype")
+@_runs_option
+def demo(runs_dir: Path, **settings: Any) -> int:
+    """Watch a small GPT learn English and write.
+
+    It trains on Python's own help texts and writes samples before, during and after. A new numbered
+    run gets the checkpoint, metrics.jsonl and loss.png. Then the checkpoint is loaded and writes.
+    """
+    from gptrs.demo import run_demo
+
+    result = run_demo(runs_dir, TrainingConfig(**settings))
+    return EXIT_INTERRUPT if result.training.interrupted else 0
+
+
+@gptrs.command()
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--context-length", default=SMALL_GPT.context_length, show_default=True,
+              help="Most tokens the model sees at once.")  # fmt: skip
+@click.option("--emb-dim", default=SMALL_GPT.emb_dim, show_default=True,
+              help="Width of the model, a multiple of --n-heads.")  # fmt: skip
+@click.option("--n-heads", default=SMALL_GPT.n_heads, show_default=True,
+              help="Attention heads a layer.")  # fmt: skip
+@click.option("--n-layers", default=SMALL_GPT.n_layers, show_default=True,
+              help="Layers, that is transformer blocks.")  # fmt: skip
+@click.option("--drop-rate", default=SMALL_GPT.drop_rate, show_default=True,
+              help="Dropout while training.")  # fmt: skip
+@_training_options()
+@_runs_option
+def train(
+    data: tuple[Path, ...],
+    context_length: int,
+    emb_dim: int,
+    n_heads: int,
+    n_layers: int,
+    drop_rate: float,
+    runs_dir: Path,
+    **settings: Any,
+) -> int:
+    """Train a GPT on text: files, or folders with .txt and .md files.
+
+    Each file is one document in UTF-8. A new numbered run gets the checkpoint, metrics.jsonl and
+    loss.png. Ctrl-C stops early and keeps what was learned.
+    """
+    shape = SMALL_GPT.to_dict() | {
+        "context_length": context_length,
+        "emb_dim": emb_dim,
+        "n_heads": n_heads,
+        "n_layers": n_layers,
+        "drop_rate": drop_rate,
+    }
+    model_config, config = GPTConfig.of(shape), TrainingConfig(**settings)
+
+    from gptrs.corpus import tokenize_documents
+    from gptrs.report import train_in_new_run
+    from gptrs.text import find_text_files, read_text
+    from gptrs.tokenizer import get_tokenizer
+
+    tokenizer = get_tokenizer("gpt2")
+    tokens = tokenize_documents((read_text(file) for file in find_text_files(data)), tokenizer)
+    result = train_in_new_run(runs_dir, "train", model_config, tokens, config, tokenizer=tokenizer)
+    if result.interrupted:
+        return EXIT_INTERRUPT
+    click.echo(f'\nLet it write:\n  gptrs generate --model {result.checkpoint} --prompt "..."')
+    return 0
+
+
+@gptrs.command()
+@click.option("--model", required=True, type=click.Path(path_type=Path),
+              help="A checkpoint's folder, such as runs/demo-001/checkpoint.")  # fmt: skip
+@click.option("--prompt", required=True, help="The text to continue.")
+@click.option("--max-new-tokens", default=100, show_default=True, help="Most tokens to write.")
+@click.option("--temperature", default=0.8, show_default=True,
+              help="0 takes the likeliest token; higher is more varied.")  # fmt: skip
+@click.option("--top-k", type=int, help="Draw from the k likeliest tokens only.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens that have this share.")
+@click.option("--seed", type=int, help="The same seed writes the same text.")
+@click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto",
+              show_default=True, help="Where to compute.")  # fmt: skip
+def generate(model: Path, prompt: str, max_new_tokens: int, device: str, **sampling: Any) -> None:
+    """Continue a prompt, printing the text as it is written."""
+    from gptrs.checkpoint import load_checkpoint
+    from gptrs.devices import choose_device
+    from gptrs.generator import Generator
+    from gptrs.report import print_stream
+
+    target = choose_device(device)
+    try:
+        gpt, tokenizer = load_checkpoint(model, device=target)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    if tokenizer is None:
+        raise click.ClickException(f"{model}: was saved without a tokenizer, so it takes no text")
+    pieces = Generator(gpt, tokenizer).stream(prompt, max_new_tokens, **sampling)
+    print_stream(pieces, prompt)
+
+
+@gptrs.command()
+@click.argument("files", nargs=-1)
+@click.option("--text", help="The text itself, instead of files.")
+@click.option("--tokenizer", "spec", default="gpt2", show_default=True,
+              help="gpt2, tiktoken:gpt2, or the path of a tokenizer.json.")  # fmt: skip
+@click.option("--count", "form", flag_value="count", help="Print the number of tokens only.")
+@click.option("--pieces", "form", flag_value="pieces", help="Print each id with its text.")
+@click.option("--allow-special", is_flag=True,
+              help="Take <|endoftext|> in the text for the special token.")  # fmt: skip
+def tokenize(
+    files: tuple[str, ...], text: str | None, spec: str, form: str | None, allow_special: bool
+) -> None:
+    """Print the token ids of text: one line a file.
+
+    Reads standard input where no file is named, or where a file is called "-".
+    """
+    from gptrs.tokenizer import get_tokenizer
+
+    if files and text is not None:
+        raise click.UsageError("--text and files exclude each other")
+    tokenizer = get_tokenizer(spec)
+    for content in [text] if text is not None else _texts(files or (STANDARD_INPUT,)):
+        ids = (
+            tokenizer.encode(content, allowed_special="all")
+            if allow_special
+            else tokenizer.encode_ordinary(content)
+        )
+        if form == "count":
+            print(len(ids))
+        elif form == "pieces":
+            for token in ids:
+                print(f"{token}\t{tokenizer.decode_bytes([token])!r}")
+        else:
+            print(*ids)
+
+
+def _texts(files: Sequence[str]) -> Iterator[str]:
+    from gptrs.text import decode_utf8, read_text
+
+    for file in files:
+        if file == STANDARD_INPUT:
+            yield decode_utf8(sys.stdin.buffer.read(), source="standard input")
+        else:
+            yield read_text(file)
+
+
+@gptrs.command(epilog=f"Presets: {', '.join(PRESETS)}.")
+@click.argument("preset")
+def params(preset: str) -> None:
+    """Count a model's parameters, each with its formula."""
+    from gptrs.config import get_config
+    from gptrs.params import format_budget
+
+    click.echo(format_budget(get_config(preset), preset))

@@ -1,0 +1,116 @@
+"""A run from the outside: its numbered folder, and what is told when it ends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptrs import plots
+from gptrs.config import GPTConfig
+from gptrs.corpus import Tokens
+from gptrs.errors import MissingExtraError
+from gptrs.model import GPTModel
+from gptrs.trainer import Evaluation, TrainingResult, train
+from gptrs.training_config import TrainingConfig
+
+OnEvaluation = Callable[[GPTModel, Evaluation], None]
+
+
+def train_in_new_run(
+    runs_dir: str | Path,
+    name: str,
+    model_config: GPTConfig,
+    tokens: Tokens,
+    config: TrainingConfig,
+    *,
+    tokenizer: Any,
+    on_evaluation: OnEvaluation | None = None,
+) -> TrainingResult:
+    """Trains a new model in a new run, `runs_dir/name-001` or the next free number, and says how it went.
+
+    The run gets loss.png too, unless it was interrupted.
+
+    Args:
+        on_evaluation: called with the model after each evaluation, before the first step too.
+    Raises:
+        DataError, TokenIdError, ConfigError, TrainingError: see `train`; with the first three no
+            folder is left.
+    """
+    torch.manual_seed(config.seed)
+    model = GPTModel(model_config)
+    run_dir = next_run_dir(runs_dir, name)
+    result = train(
+        model,
+        tokens,
+        config,
+        run_dir=run_dir,
+        tokenizer=tokenizer,
+        on_evaluation=on_evaluation and (lambda evaluation: on_evaluation(model, evaluation)),
+    )
+    if not result.interrupted:
+        print_summary(result)
+        draw_losses(result, run_dir)
+    return result
+
+
+def next_run_dir(runs_dir: str | Path, name: str) -> Path:
+    """Makes `runs_dir/name-001`, or the first number that is free."""
+    for number in itertools.count(1):
+        run_dir = Path(runs_dir) / f"{name}-{number:03d}"
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run_dir
+    raise AssertionError("itertools.count ends")
+
+
+def print_summary(result: TrainingResult) -> None:
+    """Prints what was reached, beside what a model that ignores all context would reach."""
+    last = result.last
+    print(
+        f"\n{last.step:,} steps, {last.tokens_seen:,} tokens, in {last.seconds:.0f} s: "
+        f"{last.tokens_per_s:,.0f} tokens/s without the evaluations\n\n"
+        f"{'on the held-out text':36}nats per token   bits per byte"
+    )
+    rows = (
+        ("this model", last.val_loss, last.bits_per_byte),
+        ("knowing only how common tokens are", result.unigram_loss, result.unigram_bits_per_byte),
+    )
+    for label, loss, bits in rows:
+        print(f"{label:36}{loss:14.3f}{'' if bits is None else f'{bits:16.3f}'}")
+    print()
+
+
+def draw_losses(result: TrainingResult, run_dir: Path) -> None:
+    """Saves loss.png in `run_dir`; without matplotlib, prints how to get it."""
+    path = run_dir / "loss.png"
+    try:
+        plots.save_loss_figure(
+            path,
+            step_losses=result.step_losses,
+            val_steps=[evaluation.step for evaluation in result.evaluations],
+            val_losses=[evaluation.val_loss for evaluation in result.evaluations],
+            tokens_per_step=result.tokens_per_step,
+            unigram_loss=result.unigram_loss,
+            title=f"{run_dir.name}: loss",
+        )
+    except MissingExtraError as error:
+        print(f"No picture of the loss: {error}")
+    else:
+        print(f"The loss curves are in {path}")
+
+
+def print_stream(pieces: Iterable[str], prompt: str) -> str:
+    """Prints `prompt` and the pieces as they come; returns the pieces joined."""
+    print(prompt, end="", flush=True)
+    written = []
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        written.append(piece)
+    print()
+    return "".join(written)
