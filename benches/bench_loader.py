@@ -26,7 +26,6 @@ def main() -> None:
     ours = gptrs.create_dataloader_v1(text, **arguments)
     books = ch02.create_dataloader_v1(text, **arguments)
 
-    rate, line = copy_ceiling()
     num_tokens = len(ours) * BATCH_SIZE * MAX_LENGTH
     wide = np.empty((2, BATCH_SIZE, MAX_LENGTH), dtype=np.int64)
     narrow = np.ones((2, BATCH_SIZE, MAX_LENGTH), dtype=np.uint16)
@@ -34,7 +33,7 @@ def main() -> None:
         f"create_dataloader_v1: {len(text) / 1e6:.1f} MB of text, batches of {BATCH_SIZE} x "
         f"{MAX_LENGTH}, stride {STRIDE}",
         1,
-        f"{line}; the last row copies as many uint16 tokens to int64 and does nothing else",
+        f"{copy_ceiling()}; bare copies turn as many uint16 tokens into int64, no more",
     )
     print("text to loader")
     compare(

@@ -37,13 +37,17 @@ def weights_file(directory):
 def replace_weights(directory, tensors):
     """Puts a sound safetensors file of `tensors` in the place of the checkpoint's."""
     weights_file(directory).unlink()
-    name = checkpoint._write(directory, "model-{}.safetensors", lambda path: save_file(tensors, path))
+    name = checkpoint._write(
+        directory, "model-{}.safetensors", lambda path: save_file(tensors, path)
+    )
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"weights_file": name}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True, "init": "gpt2"}, {"qkv_bias": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": True, "init": "gpt2"}, {"qkv_bias": True}]
+)
 def test_a_model_comes_back_bit_for_bit(tmp_path, changes, dtype):
     model = tiny_model(**changes).to(dtype)
     save_checkpoint(model, tmp_path / "new" / "folder")
@@ -135,7 +139,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", disk_full)
-    with pytest.raises(CheckpointError, match="cannot be written: .*No space left"):
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
         save_checkpoint(tiny_model(seed=1), tmp_path)
     assert_same_weights(load_checkpoint(tmp_path)[0], tiny_model(seed=0))
     assert len(list(tmp_path.iterdir())) == 2

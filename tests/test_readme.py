@@ -35,7 +35,7 @@ def test_a_trained_model_streams_as_shown(capsys, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = gptrs.GPTModel({**gptrs.GPT_CONFIG_124M, "emb_dim": 12, "n_layers": 1})
     gptrs.save_checkpoint(
-        model, Path("runs/mine/checkpoint"), tokenizer=gptrs.get_tokenizer("gpt2")
+        model, Path("runs/train-001/checkpoint"), tokenizer=gptrs.get_tokenizer("gpt2")
     )
     names = {}
     exec(GENERATOR_LINES, names)

@@ -106,6 +106,13 @@ def test_torch_logits_and_lists_are_taken():
     assert sampler(row).dtype == np.int64
 
 
+def test_numpys_numbers_are_numbers():
+    config = SamplingConfig(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(4))
+    assert Sampler(config)([[0.0] * 9]) == Sampler(
+        SamplingConfig(temperature=0.5, top_k=3, seed=4)
+    )([[0.0] * 9])
+
+
 def test_no_seed_takes_fresh_entropy_and_keeps_it():
     one, other = Sampler(), Sampler()
     assert one.seed != other.seed

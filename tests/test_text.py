@@ -17,7 +17,10 @@ def test_a_file_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):
     assert read_text(file) == "a\r\nb é\n"
 
 
-@given(good=st.text(max_size=20), bad=st.sampled_from([b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\xe2\x82"]))
+@given(
+    good=st.text(max_size=20),
+    bad=st.sampled_from([b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\xe2\x82"]),
+)
 def test_the_offset_of_the_first_byte_that_is_not_utf8_is_named(good, bad):
     content = good.encode() + bad
     with pytest.raises(SourceError, match=rf"here: .* at offset {len(good.encode())} "):

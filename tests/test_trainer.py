@@ -1,6 +1,7 @@
 """`gptrs.trainer`: the loop that `gptrs train` and the demo share."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,9 +18,11 @@ from gptrs.checkpoint import load_checkpoint, load_metadata
 from gptrs.config import GPTConfig
 from gptrs.devices import choose_device, choose_precision
 from gptrs.errors import ConfigError, DataError, TokenIdError, TrainingError
+from gptrs.interrupts import stop_on_interrupt
 from gptrs.model import GPTModel
+from gptrs.optimization import build_optimizer, learning_rate_at
 from gptrs.tokenizer import get_tokenizer
-from gptrs.trainer import build_optimizer, learning_rate_at, stop_on_interrupt, train
+from gptrs.trainer import train
 from gptrs.training_config import TrainingConfig
 
 V, T = 32, 8
@@ -69,7 +72,9 @@ def test_the_run_is_written_down_step_by_step(model, tokens, tmp_path):
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     evaluations = metrics(tmp_path, "evaluation")
     assert [record["step"] for record in evaluations] == [0, 2, 4, 6]
-    assert evaluations == [{"event": "evaluation", **dataclasses.asdict(e)} for e in result.evaluations]
+    assert evaluations == [
+        {"event": "evaluation", **dataclasses.asdict(e)} for e in result.evaluations
+    ]
     assert result.last.tokens_seen == 6 * 4 * T
     assert result.last.train_loss == pytest.approx(np.mean(result.step_losses[4:]))
 
@@ -83,18 +88,24 @@ def test_the_checkpoint_is_the_trained_model(model, tokens, tmp_path):
     assert metadata["val_loss"] == result.last.val_loss
 
 
-def test_the_same_seed_gives_the_same_run_and_leaves_torchs_generator_alone(model, tokens, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_leaves_torchs_generator_alone(
+    model, tokens, tmp_path
+):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         model.load_state_dict(weights)
         before = torch.get_rng_state()
-        losses.append(train(model, tokens, settings(seed=seed), run_dir=tmp_path / name).step_losses)
+        losses.append(
+            train(model, tokens, settings(seed=seed), run_dir=tmp_path / name).step_losses
+        )
         assert torch.equal(torch.get_rng_state(), before)
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_validation_loss_is_torchs_over_the_held_out_windows_without_dropout(model, tokens, tmp_path):
+def test_the_validation_loss_is_torchs_over_the_held_out_windows_without_dropout(
+    model, tokens, tmp_path
+):
     result = train(model, tokens, settings(learning_rate=1e-9), run_dir=tmp_path)
     held_out = torch.from_numpy(tokens[1800:].astype(np.int64))
     windows = held_out[: 24 * T].view(24, T), held_out[1 : 24 * T + 1].view(24, T)
@@ -116,7 +127,9 @@ def test_with_a_tokenizer_the_loss_is_told_in_bits_per_byte_too(tmp_path):
     assert load_checkpoint(result.checkpoint)[1] is not None
 
 
-def test_the_callers_function_sees_every_evaluation_with_the_model_in_eval_mode(model, tokens, tmp_path):
+def test_the_callers_function_sees_every_evaluation_with_the_model_in_eval_mode(
+    model, tokens, tmp_path
+):
     seen = []
     result = train(
         model, tokens, settings(), run_dir=tmp_path,
@@ -136,7 +149,9 @@ def test_an_exception_in_the_callers_function_arrives_unchanged(model, tokens, t
         train(model, tokens, settings(), run_dir=tmp_path, on_evaluation=fail)
 
 
-def test_minutes_become_a_number_of_steps_that_takes_that_long(model, tokens, tmp_path, monkeypatch):
+def test_minutes_become_a_number_of_steps_that_takes_that_long(
+    model, tokens, tmp_path, monkeypatch
+):
     class Clock:
         now = 0.0
 
@@ -177,14 +192,18 @@ def test_a_value_that_is_not_finite_stops_the_run_and_the_good_checkpoint_is_nam
             return real_clip(*args) * (math.inf if len(calls) == 5 else 1)
 
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm_that_breaks)
-    with pytest.raises(TrainingError, match=rf"the {what} is (nan|inf) at step 5, .* from step 4"):
+    with pytest.raises(
+        TrainingError, match=rf"the {what} is (nan|inf) .*at step 5, .* from step 4"
+    ):
         train(model, tokens, settings(), run_dir=tmp_path)
     saved, _ = load_checkpoint(tmp_path / "checkpoint")
     torch.testing.assert_close(dict(saved.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to oneself")
-def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint_of_it(model, tokens, tmp_path, capsys):
+def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint_of_it(
+    model, tokens, tmp_path, capsys
+):
     def interrupt(evaluation):
         if evaluation.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
@@ -200,11 +219,11 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint_of_it(model, token
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to oneself")
 def test_a_second_ctrl_c_is_not_swallowed():
-    with pytest.raises(KeyboardInterrupt), stop_on_interrupt() as interrupted:
+    with stop_on_interrupt() as interrupted:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupted.wait(5)
-        os.kill(os.getpid(), signal.SIGINT)
-        threading.Event().wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_training_outside_the_main_thread_works(model, tokens, tmp_path):
@@ -226,7 +245,7 @@ def test_the_learning_rate_rises_in_a_line_stays_and_falls_along_half_a_cosine()
     assert set(rates[10:41]) == {1.0}
     assert rates[70] == pytest.approx(0.6)
     assert rates[100] == pytest.approx(0.2)
-    assert all(a > b for a, b in zip(rates[40:], rates[41:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[40:]))
     assert learning_rate_at(50, None, config) == 1.0
 
 
@@ -239,7 +258,9 @@ def test_a_run_hardly_longer_than_its_warm_up_has_a_learning_rate_too(num_steps)
 
 def test_only_matrices_decay(model):
     optimizer = build_optimizer(model, settings(weight_decay=0.3))
-    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     assert {decays[id(p)] for p in model.parameters() if p.ndim == 1} == {0.0}
     assert {decays[id(p)] for p in model.parameters() if p.ndim == 2} == {0.3}
     assert len(decays) == len(list(model.parameters()))

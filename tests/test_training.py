@@ -9,10 +9,10 @@ import torch
 
 mpl.use("agg")
 
-from llms_from_scratch import ch02, ch04, ch05  # noqa: E402
+from llms_from_scratch import ch02, ch04, ch05
 
-import gptrs  # noqa: E402
-from gptrs import training  # noqa: E402
+import gptrs
+from gptrs import training
 
 BOOK_FUNCTIONS = (
     "calc_loss_batch",

@@ -1,11 +1,11 @@
 """A model on disk: safetensors, a JSON config and the tokenizer, in one directory. Never pickle.
 
-    config.json                    the model's config, metadata, and which weights file belongs to it
-    model-<digest>.safetensors     the weights, under the book's names; a tied matrix once
-    tokenizer.json                 as Hugging Face's libraries read it; only if a tokenizer was given
+    config.json                  the model's config, metadata, and which weights file is meant
+    model-<digest>.safetensors   the weights, under the book's names; a tied matrix once
+    tokenizer.json               as Hugging Face's libraries read it; if a tokenizer was given
 
-The weights file is named by its content, and config.json is renamed into place last: at every
-instant the directory holds one whole checkpoint, the old or the new, and no changed byte goes unseen.
+The weights file is named by its content, and config.json is renamed into place last. So at every
+instant the directory holds one whole checkpoint, the old or the new, and damage does not go unseen.
 """
 
 import hashlib
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = "gptrs-checkpoint"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
+RUN_FOLDER = "checkpoint"
+"""Where a run has its checkpoint."""
 _WEIGHTS_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 _TEMPORARY = ".tmp-checkpoint-"
 
@@ -44,7 +46,7 @@ def save_checkpoint(
     tokenizer: "Tokenizer | tiktoken.Encoding | None" = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `model` to `directory`, which is made if missing; an older checkpoint there is replaced.
+    """Writes `model` to `directory`, which is made if missing; replaces an older checkpoint there.
 
     Written whole or not at all: until the new one is complete and on the disk, the old one stays.
 
@@ -76,19 +78,23 @@ def save_checkpoint(
 def load_checkpoint(
     directory: str | Path, *, device: str | torch.device = "cpu"
 ) -> tuple[GPTModel, Tokenizer | None]:
-    """The model saved in `directory`, in eval mode and in the dtype it was saved in, and its tokenizer.
+    """The model saved in `directory`, in eval mode and its own dtype, and its tokenizer.
 
+    Args:
+        directory: a checkpoint's, or that of a run, which has its checkpoint in it.
     Raises:
-        CheckpointError: there is none, or it is damaged, foreign, or of a newer format. The message names the
-            file, and every tensor that is missing, unexpected, or of the wrong shape.
+        CheckpointError: there is none, or it is damaged, foreign, or of a newer format. The message
+            names the file, and every tensor that is missing, unexpected, or of the wrong shape.
     """
-    directory = Path(directory)
+    directory = _checkpoint_in(directory)
     manifest = _read_manifest(directory)
     weights_path = _checked_path(directory, manifest.weights_file)
     try:
         tensors = load_file(weights_path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights_path}: not a readable safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{weights_path}: not a readable safetensors file: {error}"
+        ) from error
     with torch.random.fork_rng(devices=[]):  # The first weights are drawn only to be overwritten.
         model = GPTModel(manifest.model)
     _check_tensors(tensors, _tensors_to_save(model), weights_path)
@@ -105,7 +111,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     Raises:
         CheckpointError: there is no checkpoint, or its tokenizer is damaged.
     """
-    directory = Path(directory)
+    directory = _checkpoint_in(directory)
     if not _read_manifest(directory).has_tokenizer:
         return None
     try:
@@ -116,7 +122,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
 
 def load_metadata(directory: str | Path) -> dict[str, Any]:
     """The metadata that the checkpoint was saved with. Reads no weights."""
-    return _read_manifest(Path(directory)).metadata
+    return _read_manifest(_checkpoint_in(directory)).metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +149,22 @@ class _Manifest:
             raise ConfigError(f"metadata must be JSON: {error}") from error
 
 
+def _checkpoint_in(directory: str | Path) -> Path:
+    """`directory`, or the checkpoint of the run that it is."""
+    directory = Path(directory)
+    of_run = directory / RUN_FOLDER
+    is_run = (of_run / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).exists()
+    return of_run if is_run else directory
+
+
 def _read_manifest(directory: Path) -> _Manifest:
     path = directory / CONFIG_FILE
     try:
         content = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{directory}: no checkpoint here: there is no {CONFIG_FILE}") from None
+        raise CheckpointError(
+            f"{directory}: no checkpoint here: there is no {CONFIG_FILE}"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except ValueError as error:
@@ -222,7 +238,7 @@ def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: 
 
 
 def _write(directory: Path, name: str, write: Callable[[Path], object]) -> str:
-    """Lets `write` fill a temporary file, then renames it to `name`, where {} stands for its digest."""
+    """Lets `write` fill a temporary file, then renames it to `name`; {} stands for its digest."""
     temporary = directory / f"{_TEMPORARY}{os.getpid()}"
     try:
         temporary.touch()

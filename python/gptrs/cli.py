@@ -200,13 +200,14 @@ def train(
     result = train_in_new_run(runs_dir, "train", model_config, tokens, config, tokenizer=tokenizer)
     if result.interrupted:
         return EXIT_INTERRUPT
-    click.echo(f'\nLet it write:\n  gptrs generate --model {result.checkpoint} --prompt "..."')
+    run_dir = result.checkpoint.parent
+    click.echo(f'\nLet it write:\n  gptrs generate --model {run_dir} --prompt "..."')
     return 0
 
 
 @gptrs.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path),
-              help="A checkpoint's folder, such as runs/demo-001/checkpoint.")  # fmt: skip
+              help="The folder of a run or a checkpoint, such as runs/demo-001.")  # fmt: skip
 @click.option("--prompt", required=True, help="The text to continue.")
 @click.option("--max-new-tokens", default=100, show_default=True, help="Most tokens to write.")
 @click.option("--temperature", default=0.8, show_default=True,

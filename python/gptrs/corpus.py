@@ -1,8 +1,8 @@
 """Tokens to train and validate on: the split, the batches, and what a model has to beat.
 
-    tokens    0 1 2 3 4 5 6 7 8 9 | 10 11          validation: the last tenth, in order
-    epoch 0   [0 1 2 3][4 5 6 7]                   windows of 4, end to end, shuffled
-    epoch 1     [1 2 3 4][5 6 7 8]                 from another first token, shuffled anew
+tokens    0 1 2 3 4 5 6 7 8 9 | 10 11          validation: the last tenth, in order
+epoch 0   [0 1 2 3][4 5 6 7]                   windows of 4, end to end, shuffled
+epoch 1     [1 2 3 4][5 6 7 8]                 from another first token, shuffled anew
 """
 
 import math
@@ -43,7 +43,7 @@ def tokenize_documents(texts: Iterable[str], tokenizer: Any) -> Tokens:
 def split_tokens(
     tokens: Tokens, *, validation_fraction: float, context_length: int, vocab_size: int
 ) -> Split:
-    """The last `validation_fraction` of `tokens` for validation, the rest for training, both in order.
+    """The last `validation_fraction` of `tokens` to validate on, the rest to train on, in order.
 
     Raises:
         DataError: a part is shorter than one window, context_length + 1 tokens.
@@ -55,7 +55,7 @@ def split_tokens(
         if len(part) <= context_length:
             raise DataError(
                 f"{name} has {len(part):,} of {len(tokens):,} tokens; a window of context_length "
-                f"{context_length} needs {context_length + 1:,}: give more text or a shorter context"
+                f"{context_length} needs {context_length + 1:,}: more text, or a shorter context"
             )
     if (largest := int(tokens.max())) >= vocab_size:
         position = int(tokens.argmax())
@@ -66,7 +66,7 @@ def split_tokens(
 def training_batches(
     tokens: Tokens, *, batch_size: int, context_length: int, seed: int
 ) -> Iterator[Batch]:
-    """Shuffled batches without end. An epoch's windows lie end to end, each epoch's from another first token.
+    """Shuffled batches without end; each epoch's windows lie end to end, from another first token.
 
     Where an epoch is less than one batch, windows of several epochs share it.
     """
@@ -85,7 +85,7 @@ def training_batches(
 def validation_batches(
     tokens: Tokens, *, batch_size: int, context_length: int, max_tokens: int
 ) -> list[Batch]:
-    """The first `max_tokens` (one window at least), windows end to end; the same at every call."""
+    """The first `max_tokens` (one window at least) in windows end to end; always the same."""
     windows = GPTDatasetV1.from_tokens(tokens, context_length, stride=context_length)
     num_windows = min(len(windows), max(1, max_tokens // context_length))
     return [
@@ -95,7 +95,7 @@ def validation_batches(
 
 
 def unigram_loss(split: Split, *, vocab_size: int) -> float:
-    """Nats per validation token of the best model that ignores context: training counts, plus one each.
+    """Nats per validation token of a model that ignores context: training counts, plus one each.
 
     A network that has learned nothing but how common each token is gets this loss.
     """

@@ -24,9 +24,9 @@ from gptrs.tokenizer import get_tokenizer
 from gptrs.trainer import Evaluation, TrainingResult
 from gptrs.training_config import SMALL_GPT, TrainingConfig
 
-PROMPT = "The for statement is used to"
+PROMPT = 'The "for" statement is used to'
 SAMPLE_TOKENS, STREAMED_TOKENS = 40, 120
-SAMPLING = StreamOptions(temperature=0.7, top_k=40, seed=123)
+SAMPLING = StreamOptions(temperature=0.6, top_k=40, seed=123)
 SAMPLED_SHARES = (0.0, 0.2, 0.5, 1.0)
 """A sample is written at the first evaluation after each of these shares of the run."""
 
@@ -68,7 +68,7 @@ def run_demo(runs_dir: str | Path = "runs", config: TrainingConfig | None = None
     model, saved_tokenizer = load_checkpoint(result.checkpoint)
     pieces = Generator(model, saved_tokenizer).stream(PROMPT, STREAMED_TOKENS, **SAMPLING)
     completion = print_stream(pieces, PROMPT)
-    print(_what_next(result.checkpoint))
+    print(_what_next(result.checkpoint.parent))
     return DemoResult(training=result, completion=completion)
 
 
@@ -86,10 +86,10 @@ class _SampleWriter:
         tqdm.write(textwrap.indent(f"{PROMPT}{completion.text}", "    | ", lambda line: True))
 
 
-def _what_next(checkpoint: Path) -> str:
+def _what_next(run_dir: Path) -> str:
     return f"""
 What to try next:
-  another prompt         gptrs generate --model {checkpoint} --prompt "A class is"
+  another prompt         gptrs generate --model {run_dir} --prompt "A class is"
   a longer training      gptrs demo --minutes 10
   text of your own       gptrs train my-notes/
   what a GPT is made of  gptrs params gpt2-124m"""

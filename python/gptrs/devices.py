@@ -1,4 +1,4 @@
-"""Which device a run uses and what its matmuls compute in, and why: choices that are printed and recorded."""
+"""Which device a run uses, what its matmuls compute in, and why: a run prints and records it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple

@@ -8,9 +8,11 @@ One `extend` a step, whatever the batch. Knows nothing of sampling settings, sto
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,46 +30,39 @@ Choose = Callable[[Tensor], Tensor]
 Model = Callable[[Tensor], Tensor]
 
 
-class Engine(Protocol):
-    """What `_core.Generation` asks of a model."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step appends, slot after slot."""
 
-    vocab_size: int | None
-    """Prompts are checked against it; None: the model checks them itself."""
-    context_length: int
-    slots: int
-
-    def extend(
-        self,
-        slots: list[int],
-        starts: list[int],
-        counts: list[int],
-        wanted: list[int],
-        tokens: NDArray[np.int64],
-        copies: list[tuple[int, int, int]],
-    ) -> Any:
-        """Appends `counts[i]` tokens to slot `slots[i]` at `starts[i]`, after doing `copies`.
-
-        Args:
-            slots: ascending, without gaps.
-            starts: how many tokens the slot keeps; what lay beyond is forgotten.
-            wanted: for how many of the last positions logits are asked, 1..counts[i].
-            tokens: int64 [sum of counts], slot after slot.
-            copies: (from, to, length), rows of the cache.
-        Returns:
-            Logits of the sum(wanted) positions: see `to_answer`.
-        """
+    slots: list[int]
+    """Ascending, without gaps."""
+    starts: list[int]
+    """How many tokens each slot keeps; what lay beyond is forgotten."""
+    counts: list[int]
+    """How many tokens each slot gets."""
+    wanted: list[int]
+    """For how many of the last positions logits are asked, 1..count."""
+    tokens: Tensor
+    """int64 [sum of counts], on the CPU."""
 
 
-class CachedEngine:
-    """A GPTModel with a KV cache: each token is computed once."""
+class Engine(ABC):
+    """What `_core.Generation` asks of a model.
 
-    def __init__(self, model: GPTModel, slots: int, choose: Choose | None = None) -> None:
-        self.vocab_size: int | None = model.cfg.vocab_size
-        self.context_length = model.cfg.context_length
+    Args:
+        vocab_size: prompts are checked against it; None: the model checks them itself.
+        context_length: most tokens a slot holds.
+        slots: sequences at once.
+        choose: draws in place of the Rust sampler.
+    """
+
+    def __init__(
+        self, vocab_size: int | None, context_length: int, slots: int, choose: Choose | None
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.context_length = context_length
         self.slots = slots
-        self._model = model
         self._choose = choose
-        self._cache = model.new_cache(slots)
 
     @torch.no_grad()
     def extend(
@@ -79,22 +74,57 @@ class CachedEngine:
         tokens: NDArray[np.int64],
         copies: list[tuple[int, int, int]],
     ) -> Any:
-        """See `Engine.extend`."""
+        """The loop's one callback a step; see `Step`.
+
+        Args:
+            copies: (from, to, length), slots whose tokens are copied before anything else.
+        Returns:
+            Logits of the sum(wanted) positions: see `to_answer`.
+        """
         for source, target, length in copies:
-            self._cache.copy_row(source, target, length)
-        for slot, start in zip(slots, starts, strict=True):
+            self._copy(source, target, length)
+        logits_NV = self._logits(Step(slots, starts, counts, wanted, torch.from_numpy(tokens)))
+        return to_answer(logits_NV, self._choose)
+
+    @abstractmethod
+    def _copy(self, source: int, target: int, length: int) -> None:
+        """Makes the first `length` tokens of slot `target` those of slot `source`."""
+
+    @abstractmethod
+    def _logits(self, step: Step) -> Tensor:
+        """Appends, and computes logits [sum(wanted), V]."""
+
+
+class CachedEngine(Engine):
+    """A GPTModel with a KV cache: each token is computed once."""
+
+    def __init__(self, model: GPTModel, slots: int, choose: Choose | None = None) -> None:
+        super().__init__(model.cfg.vocab_size, model.cfg.context_length, slots, choose)
+        self._model = model
+        self._cache = model.new_cache(slots)
+
+    def _copy(self, source: int, target: int, length: int) -> None:
+        self._cache.copy_row(source, target, length)
+
+    def _logits(self, step: Step) -> Tensor:
+        for slot, start in zip(step.slots, step.starts, strict=True):
             self._cache.lengths[slot] = start
-        ids = torch.from_numpy(tokens).to(self._model.tok_emb.weight.device)
+        ids = step.tokens.to(self._model.tok_emb.weight.device)
+        first_slot, start = step.slots[0], 0
         hidden: list[Tensor] = []
-        for rows, ids_BT in _equal_runs(ids, counts):
-            cache = self._cache.rows(slots[rows.start], slots[rows.start] + len(ids_BT))
-            x_BTD = self._model.hidden_states(ids_BT, cache=cache)
-            hidden.extend(_last_positions(x_BTD, wanted[rows]))
+        # Neighbours that get equally many tokens share a forward pass, so that none is padded.
+        for rows, count in _runs(step.counts):
+            stop = start + (rows.stop - rows.start) * count
+            cache = self._cache.rows(first_slot + rows.start, first_slot + rows.stop)
+            x_BTD = self._model.hidden_states(ids[start:stop].view(-1, count), cache=cache)
+            hidden.extend(_last_positions(x_BTD, step.wanted[rows]))
+            start = stop
         # One call for all rows: the output layer's weights are read once.
-        return to_answer(self._model.out_head(torch.cat(hidden)), self._choose)
+        logits_NV: Tensor = self._model.out_head(torch.cat(hidden))
+        return logits_NV
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """Any callable from ids, int64 [B, T], to logits [B, T, V]: the whole window at every step."""
 
     def __init__(
@@ -105,35 +135,24 @@ class PlainEngine:
         device: torch.device,
         choose: Choose | None = None,
     ) -> None:
-        self.vocab_size: int | None = None
-        self.context_length = context_length
-        self.slots = slots
+        super().__init__(None, context_length, slots, choose)
         self._model = model
-        self._choose = choose
         self._ids = torch.zeros(slots, context_length, dtype=torch.int64, device=device)
 
-    @torch.no_grad()
-    def extend(
-        self,
-        slots: list[int],
-        starts: list[int],
-        counts: list[int],
-        wanted: list[int],
-        tokens: NDArray[np.int64],
-        copies: list[tuple[int, int, int]],
-    ) -> Any:
-        """See `Engine.extend`."""
-        for source, target, length in copies:
-            self._ids[target, :length] = self._ids[source, :length]
-        ends = [start + count for start, count in zip(starts, counts, strict=True)]
-        new_tokens = torch.from_numpy(tokens).split(counts)
-        for slot, start, end, new in zip(slots, starts, ends, new_tokens, strict=True):
+    def _copy(self, source: int, target: int, length: int) -> None:
+        self._ids[target, :length] = self._ids[source, :length]
+
+    def _logits(self, step: Step) -> Tensor:
+        ends = [start + count for start, count in zip(step.starts, step.counts, strict=True)]
+        new_tokens = step.tokens.split(step.counts)
+        for slot, start, end, new in zip(step.slots, step.starts, ends, new_tokens, strict=True):
             self._ids[slot, start:end] = new
+        first_slot = step.slots[0]
         logits: list[Tensor] = []
         for rows, end in _runs(ends):
-            ids_BT = self._ids[slots[rows.start] : slots[rows.stop - 1] + 1, :end]
-            logits.extend(_last_positions(self._model(ids_BT), wanted[rows]))
-        return to_answer(torch.cat(logits), self._choose)
+            ids_BT = self._ids[first_slot + rows.start : first_slot + rows.stop, :end]
+            logits.extend(_last_positions(self._model(ids_BT), step.wanted[rows]))
+        return torch.cat(logits)
 
 
 def make_engine(
@@ -197,15 +216,6 @@ def can_cache(model: object) -> bool:
         isinstance(module, nn.Dropout) and module.training and module.p > 0
         for module in model.modules()
     )
-
-
-def _equal_runs(ids: Tensor, counts: list[int]) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of neighbouring rows that get equally many tokens, so that none is padded."""
-    start = 0
-    for rows, count in _runs(counts):
-        num_rows = rows.stop - rows.start
-        yield rows, ids[start : start + num_rows * count].view(num_rows, count)
-        start += num_rows * count
 
 
 def _runs(values: list[int]) -> Iterator[tuple[slice, int]]:

@@ -231,7 +231,7 @@ def _seeds(seed: int | Sequence[int] | None, num_sequences: int, num_samples: in
     """One seed a sequence."""
     if seed is None:
         return [fresh_seed()] * num_sequences
-    if isinstance(seed, int):
+    if not isinstance(seed, Sequence):
         return [check_seed(seed)] * num_sequences
     num_prompts = num_sequences // num_samples
     if len(seed) != num_prompts:

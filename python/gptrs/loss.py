@@ -1,8 +1,8 @@
 """The output layer and its cross-entropy in one step, without a [N, V] tensor of logits.
 
-With GPT-2's 50,257 ids the logits of one batch are larger than the whole of a small model, and moving
-them through memory costs more than computing them. So they are made a block of columns at a time,
-small enough to stay in the processor's cache, and thrown away:
+With GPT-2's 50,257 ids the logits of one batch are larger than a whole small model, and moving them
+through memory costs more than computing them. So they are made a block of columns at a time, small
+enough to stay in the processor's cache, and thrown away:
 
     forward    for each block of the vocabulary:  logits = hidden @ weight[block].T
                                                   block_lse[block] = logsumexp(logits)
@@ -12,7 +12,7 @@ small enough to stay in the processor's cache, and thrown away:
                                                   grad_weight[block] = p.T @ hidden
                and the targets' share of both gradients, which needs no block
 
-Plain torch operations, any device. The matmuls run in `dtype`; sums over rows or the vocabulary are float32.
+Plain torch operations, any device. Matmuls run in `dtype`, sums between blocks in float32 at least.
 """
 
 # N rows (tokens), D emb_dim, V vocab_size, C columns in a block
@@ -36,7 +36,7 @@ BLOCK_COLUMNS = 1024
 def next_token_loss(
     model: "GPTModel", in_idx: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Mean cross-entropy of `model`'s next-token predictions, a float32 scalar: what `train` minimises.
+    """Mean cross-entropy of `model`'s next-token predictions, a scalar: what `train` minimises.
 
     Equal to `F.cross_entropy(model(in_idx).flatten(0, 1), targets.flatten())` to rounding. An
     `out_head` that is no plain, bias-free `nn.Linear`, or has hooks, is called like any module.
@@ -74,7 +74,7 @@ def linear_cross_entropy(
             on, else the inputs'.
         block_columns: how many ids' logits exist at a time.
     Returns:
-        A scalar, float64 for float64 inputs, else float32; differentiable once, in hidden and weight.
+        A scalar, float64 for float64 matmuls, else float32; differentiable once.
     Raises:
         ConfigError: the shapes do not fit together, or dtype is not one of the three.
         TokenIdError: a target is outside the vocabulary.
@@ -94,7 +94,9 @@ def linear_cross_entropy(
     dtype = dtype or _matmul_dtype(hidden)
     if dtype not in (torch.float64, torch.float32, torch.bfloat16):
         # float16 would round most probabilities of a large vocabulary to zero.
-        raise ConfigError(f"linear_cross_entropy computes in float64, float32 or bfloat16, not {dtype}")
+        raise ConfigError(
+            f"linear_cross_entropy computes in float64, float32 or bfloat16, not {dtype}"
+        )
     _check_targets(targets, ignore_index, vocab_size=weight.shape[0])
     loss: Tensor = _LinearCrossEntropy.apply(
         hidden, weight, targets, ignore_index, dtype, block_columns
@@ -135,24 +137,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
             num_counted = counted_N.sum()
             losses_N = (lse_N - target_logits_N).where(counted_N, 0.0)
 
-        ctx.save_for_backward(hidden, weight, targets_N, counted_N, num_counted, block_lse, lse_N)
-        ctx.dtype, ctx.block_columns = dtype, block_columns
+        ctx.save_for_backward(
+            hidden_ND, weight_VD, targets_N, counted_N, num_counted, block_lse, lse_N
+        )
+        ctx.block_columns, ctx.weight_dtype = block_columns, weight.dtype
         return losses_N.sum() / num_counted
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets_N, counted_N, num_counted, block_lse, lse_N = ctx.saved_tensors
-        sum_dtype = lse_N.dtype
-        with torch.autocast(hidden.device.type, enabled=False):
-            hidden_ND, weight_VD = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        hidden_ND, weight_VD, targets_N, counted_N, num_counted, block_lse, lse_N = (
+            ctx.saved_tensors
+        )
+        dtype, sum_dtype = hidden_ND.dtype, lse_N.dtype
+        with torch.autocast(hidden_ND.device.type, enabled=False):
             # A row's weight in the mean; times a block's share of the row's probability, a factor
             # that turns the block's own softmax into probabilities over the whole vocabulary.
             row_weight_N = (grad_loss / num_counted).to(sum_dtype) * counted_N
             factors = torch.exp(block_lse - lse_N) * row_weight_N
 
             grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=sum_dtype)
-            grad_weight_VD = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            grad_weight_VD = torch.empty_like(weight_VD, dtype=ctx.weight_dtype)
             blocks = zip(
                 weight_VD.split(ctx.block_columns),
                 grad_weight_VD.split(ctx.block_columns),
@@ -162,12 +167,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for weight_CD, grad_CD, factor_N1 in blocks:
                 probs_NC = torch.softmax(hidden_ND @ weight_CD.T, dim=1)
                 grad_hidden_ND += factor_N1 * (probs_NC @ weight_CD)
-                grad_CD.copy_(probs_NC.T @ (factor_N1 * hidden_ND).to(ctx.dtype))
+                grad_CD.copy_(probs_NC.T @ (factor_N1 * hidden_ND).to(dtype))
 
             row_weight_N1 = row_weight_N.unsqueeze(-1)
             grad_hidden_ND -= row_weight_N1 * weight_VD[targets_N]
-            grad_weight_VD.index_add_(0, targets_N, (-row_weight_N1 * hidden_ND).to(weight.dtype))
-        return grad_hidden_ND.to(hidden.dtype), grad_weight_VD, None, None, None, None
+            grad_weight_VD.index_add_(
+                0, targets_N, (-row_weight_N1 * hidden_ND).to(ctx.weight_dtype)
+            )
+        return grad_hidden_ND, grad_weight_VD, None, None, None, None
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -178,7 +185,7 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _is_plain_projection(layer: nn.Module) -> bool:
-    """Whether `layer` does nothing but multiply by its weight, so that its forward may be skipped."""
+    """Whether `layer` only multiplies by its weight, so that calling it may be skipped."""
     return (
         type(layer) is nn.Linear
         and layer.bias is None

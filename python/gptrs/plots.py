@@ -1,6 +1,6 @@
-"""Pictures of training, with matplotlib: the extra `plots`. Takes plain numbers, knows no other module.
+"""Pictures of training, with matplotlib: the extra `plots`. Takes plain numbers, knows no model.
 
-Okabe and Ito's colours (2008), which colour-blind readers can tell apart, and different line styles.
+In colours of Okabe and Ito (2008), which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gptrs.errors import MissingExtraError
 
@@ -65,8 +67,13 @@ def save_loss_figure(
     )
     _label(axes, title)
     axes.set_xlabel("step")
+    millions_per_step = tokens_per_step / 1e6
     tokens_axis = axes.secondary_xaxis(
-        "top", functions=(lambda s: s * tokens_per_step / 1e6, lambda t: t * 1e6 / tokens_per_step)
+        "top",
+        functions=(
+            lambda steps: np.asarray(steps) * millions_per_step,
+            lambda millions: np.asarray(millions) / millions_per_step,
+        ),
     )
     tokens_axis.set_xlabel("tokens seen, millions", color=GREY)
     tokens_axis.tick_params(colors=GREY)
@@ -80,7 +87,7 @@ def save_and_show_losses(
     train_losses: Sequence[float],
     val_losses: Sequence[float],
 ) -> None:
-    """The book's picture: both losses over epochs, the tokens seen along the top; saved, then shown.
+    """The book's picture, saved and shown: both losses over epochs, tokens seen along the top.
 
     Raises:
         MissingExtraError: matplotlib is not installed; the message has the pip line.
@@ -101,7 +108,9 @@ def save_and_show_losses(
     tokens_axes.plot(tokens_seen, train_losses, alpha=0)  # Unseen: it gives the axis its range.
     tokens_axes.set_xlabel("Tokens seen")
     figure.savefig(path)
-    if matplotlib.get_backend().lower() != "agg":  # Agg has no screen, and warns when asked to show.
+    if (
+        matplotlib.get_backend().lower() != "agg"
+    ):  # Agg has no screen, and warns when asked to show.
         pyplot.show()
     pyplot.close(figure)
 
@@ -116,7 +125,7 @@ def _label(axes: Axes, title: str) -> None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Running mean over the last fiftieth of the values: steady enough to read, young enough to trust."""
+    """Running mean over a fiftieth of the values."""
     window = max(1, len(values) // 50)
     sums = [0.0, *accumulate(values)]
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from gptrs import plots
 from gptrs.config import GPTConfig
 from gptrs.corpus import Tokens
-from gptrs.errors import MissingExtraError
+from gptrs.errors import GptrsError, MissingExtraError
 from gptrs.model import GPTModel
 from gptrs.trainer import Evaluation, TrainingResult, train
 from gptrs.training_config import TrainingConfig
@@ -30,7 +31,7 @@ def train_in_new_run(
     tokenizer: Any,
     on_evaluation: OnEvaluation | None = None,
 ) -> TrainingResult:
-    """Trains a new model in a new run, `runs_dir/name-001` or the next free number, and says how it went.
+    """Trains a new model in `runs_dir/name-001`, or the next free number, and says how it went.
 
     The run gets loss.png too, unless it was interrupted.
 
@@ -38,19 +39,24 @@ def train_in_new_run(
         on_evaluation: called with the model after each evaluation, before the first step too.
     Raises:
         DataError, TokenIdError, ConfigError, TrainingError: see `train`; with the first three no
-            folder is left.
+            folder of the run is left.
     """
     torch.manual_seed(config.seed)
     model = GPTModel(model_config)
     run_dir = next_run_dir(runs_dir, name)
-    result = train(
-        model,
-        tokens,
-        config,
-        run_dir=run_dir,
-        tokenizer=tokenizer,
-        on_evaluation=on_evaluation and (lambda evaluation: on_evaluation(model, evaluation)),
-    )
+    try:
+        result = train(
+            model,
+            tokens,
+            config,
+            run_dir=run_dir,
+            tokenizer=tokenizer,
+            on_evaluation=on_evaluation and (lambda evaluation: on_evaluation(model, evaluation)),
+        )
+    except GptrsError:
+        with suppress(OSError):
+            run_dir.rmdir()  # Only if it is empty, because nothing came of the run.
+        raise
     if not result.interrupted:
         print_summary(result)
         draw_losses(result, run_dir)

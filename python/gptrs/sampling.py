@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from gptrs import _core
@@ -36,11 +37,11 @@ class SamplingConfig:
     """0 to 2^64 - 1; the same seed draws the same tokens. None: fresh entropy."""
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, (int, float))
+        _check_number("temperature", self.temperature, Real)
         if self.top_k is not None:
-            _check_number("top_k", self.top_k, (int,))
+            _check_number("top_k", self.top_k, Integral)
         if self.top_p is not None:
-            _check_number("top_p", self.top_p, (int, float))
+            _check_number("top_p", self.top_p, Real)
         if self.seed is not None:
             check_seed(self.seed)
         _core.Sampler(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
@@ -101,9 +102,9 @@ def check_seed(seed: object) -> int:
     Raises:
         ConfigError: it is not.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
         raise ConfigError(f"a seed is an int from 0 to 2^64 - 1, found {seed!r}")
-    return seed
+    return int(seed)
 
 
 def fresh_seed() -> int:
@@ -111,7 +112,7 @@ def fresh_seed() -> int:
     return secrets.randbits(64)
 
 
-def _check_number(name: str, value: object, kinds: tuple[type, ...]) -> None:
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        what = "a number" if float in kinds else "a number without a fraction"
+def _check_number(name: str, value: object, kind: type[Real] | type[Integral]) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        what = "a number" if kind is Real else "a number without a fraction"
         raise ConfigError(f"{name} is {what}, found {value!r}")

@@ -1,6 +1,6 @@
 """Text from files: strict UTF-8, whole files, in a fixed order. No tokens here.
 
-Python's own help topics serve as a text that every installation has, for the demo and for trying things.
+Python's own help topics are a text that every installation has, for the demo and for trying things.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,8 +16,8 @@ def read_text(path: str | Path) -> str:
     """The text of one UTF-8 file, line ends as they are; a byte order mark is dropped.
 
     Raises:
-        SourceError: the file is missing, unreadable, a folder, or not UTF-8 (the message has the offset of
-            the first wrong byte, counted from 0).
+        SourceError: the file is missing, unreadable, a folder, or not UTF-8 (the message has the
+            offset of the first wrong byte, counted from 0).
     """
     path = Path(path)
     try:
@@ -47,7 +47,7 @@ def decode_utf8(content: bytes, *, source: str) -> str:
 
 
 def find_text_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that `paths` name: files as given, folders by their .txt and .md files at any depth, sorted.
+    """The files that `paths` name; a folder stands for its .txt and .md files at any depth, sorted.
 
     Raises:
         SourceError: a path does not exist, or a folder holds no such file.
@@ -71,7 +71,9 @@ def _files_under(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES)
+    files = sorted(
+        file for file in path.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES
+    )
     if not files:
         raise SourceError(f"{path}: no {' or '.join(TEXT_SUFFIXES)} file in this folder")
     yield from files

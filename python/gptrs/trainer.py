@@ -1,37 +1,40 @@
-"""The training loop that `gptrs train` and the demo share: tokens in, a trained model and its record out.
+"""The training loop that `gptrs train` and the demo share: tokens in, a trained model out.
 
-    tokens ─► split ─► batches ─► loss ─► clipped gradients ─► AdamW, warm-up and cosine
+    tokens ─► split ─► batches ─► loss ─► clipped gradients ─► AdamW
                           │
               now and then: validation loss, checkpoint, the caller's `on_evaluation`
 
-Writes into `run_dir`: `checkpoint/`, renewed at every evaluation, and `metrics.jsonl`, one JSON object a line.
-What was chosen by measuring (device, dtype, number of steps) is printed and is the first line there.
+Into `run_dir` go `checkpoint/`, renewed at every evaluation, and `metrics.jsonl`. What was chosen
+by looking or measuring (device, dtype, number of steps) is printed and stands there too.
 """
 
-import json
+from __future__ import annotations
+
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from gptrs import corpus
-from gptrs.checkpoint import save_checkpoint
+from gptrs.checkpoint import RUN_FOLDER, save_checkpoint
 from gptrs.corpus import Batch, Tokens
 from gptrs.devices import Precision, choose_device, choose_precision
 from gptrs.errors import TrainingError
+from gptrs.interrupts import stop_on_interrupt
 from gptrs.loss import next_token_loss
 from gptrs.model import GPTModel
+from gptrs.optimization import build_optimizer, learning_rate_at
+from gptrs.run_log import RunLog
 from gptrs.training_config import TrainingConfig
+
+SMOOTHED_STEPS = 20
+"""The progress bar's loss is the mean of so many."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
@@ -52,6 +55,15 @@ class Evaluation:
     tokens_per_s: float | None
     """Since the run began, without the time of evaluations; None at step 0."""
 
+    def __str__(self) -> str:
+        parts = [f"step {self.step:>5,}"]
+        if self.train_loss is not None:
+            parts.append(f"train loss {self.train_loss:.3f}")
+        parts.append(f"validation loss {self.val_loss:.3f}")
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.3f} bits per byte")
+        return "  ".join(parts)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
@@ -69,6 +81,7 @@ class TrainingResult:
 
     @property
     def last(self) -> Evaluation:
+        """The last evaluation: after the last step, unless the run was interrupted."""
         return self.evaluations[-1]
 
 
@@ -84,61 +97,32 @@ def train(
     """Trains `model` in place on `tokens`, the last part of which is held out to validate on.
 
     Ctrl-C ends the run after the step in progress; the checkpoint is saved and the result says so.
+    The model ends in eval mode, on the device it was trained on.
 
     Args:
-        tokens: ids in 0..vocab_size, an integer array [N].
+        tokens: ids in 0..vocab_size - 1, uint16 or uint32 [N].
         run_dir: where `checkpoint/` and `metrics.jsonl` go; made if missing.
         tokenizer: saved with the checkpoint, and needed for bits per byte.
-        on_evaluation: called after each evaluation, before the first step too. Its time counts
-            towards `minutes`. The model is in eval mode.
+        on_evaluation: called after each evaluation, before the first step too, with the model in
+            eval mode. Its time counts towards `minutes`.
     Raises:
         ConfigError: the device or dtype is not available here.
         DataError: too few tokens for one window of the model's context_length.
         TokenIdError: a token id is outside the model's vocabulary.
-        TrainingError: the loss or the gradient became NaN or infinite; the message names the last good
+        TrainingError: the loss or the gradient is NaN or infinite; the message names the last good
             checkpoint.
     """
-    config = config or TrainingConfig()
     with torch.random.fork_rng():
+        config = config or TrainingConfig()
         torch.manual_seed(config.seed)
-        run = _Run(model, tokens, config, Path(run_dir), tokenizer, on_evaluation)
-        return run.to_the_end()
-
-
-def learning_rate_at(step: int, num_steps: int | None, config: TrainingConfig) -> float:
-    """The learning rate of step 0..num_steps-1: it rises in a line, stays, and falls along half a cosine.
-
-    While `num_steps` is unknown, it stays.
-    """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if num_steps is None:
-        return config.learning_rate
-    last = num_steps - 1
-    fall_begins = max(config.warmup_steps, (1 - config.decay_fraction) * last)
-    fallen = min(1.0, max(0.0, (step - fall_begins) / max(1.0, last - fall_begins)))
-    height = 0.5 * (1 + math.cos(math.pi * fallen))
-    return config.final_learning_rate + height * (config.learning_rate - config.final_learning_rate)
-
-
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it; weight decay on parameters of two dimensions or more only."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-    )
+        return _Run(model, tokens, config, Path(run_dir), tokenizer, on_evaluation).to_the_end()
 
 
 @torch.no_grad()
 def validation_loss(
     model: GPTModel, batches: list[Batch], device: torch.device, precision: Precision
 ) -> float:
-    """Mean loss per token over `batches`, in nats, in eval mode; the model's mode is put back."""
-    was_training = model.training
+    """Mean loss per token over `batches`, in nats. Leaves the model in eval mode."""
     model.eval()
     total, num_tokens = 0.0, 0
     for inputs, targets in batches:
@@ -146,7 +130,6 @@ def validation_loss(
             loss = next_token_loss(model, inputs.to(device), targets.to(device))
         total += loss.item() * targets.numel()
         num_tokens += targets.numel()
-    model.train(was_training)
     return total / num_tokens
 
 
@@ -162,42 +145,51 @@ class _Run:
         tokenizer: Any,
         on_evaluation: Callable[[Evaluation], None] | None,
     ) -> None:
-        self.model, self.config = model, config
-        self.run_dir, self.tokenizer, self.on_evaluation = run_dir, tokenizer, on_evaluation
+        self.model, self.config, self.tokenizer = model, config, tokenizer
+        self.run_dir, self.checkpoint = run_dir, run_dir / RUN_FOLDER
+        self.on_evaluation = on_evaluation
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.dtype, self.device)
-        vocab_size, context_length = model.cfg.vocab_size, model.cfg.context_length
-        split = corpus.split_tokens(
+        self._prepare_data(tokens)
+        model.to(self.device)
+        self.optimizer = build_optimizer(model, config)
+
+        self.num_steps = config.steps
+        self.step_losses: list[float] = []
+        self.evaluations: list[Evaluation] = []
+        self.evaluation_seconds = 0.0
+        self.saved_step: int | None = None
+
+    def _prepare_data(self, tokens: Tokens) -> None:
+        vocab_size, context_length = self.model.cfg.vocab_size, self.model.cfg.context_length
+        batch_size = self.config.batch_size
+        self.split = corpus.split_tokens(
             tokens,
-            validation_fraction=config.validation_fraction,
+            validation_fraction=self.config.validation_fraction,
             context_length=context_length,
             vocab_size=vocab_size,
         )
         self.batches = corpus.training_batches(
-            split.train,
-            batch_size=config.batch_size,
+            self.split.train,
+            batch_size=batch_size,
             context_length=context_length,
-            seed=config.seed,
+            seed=self.config.seed,
         )
         self.validation = corpus.validation_batches(
-            split.validation,
-            batch_size=config.batch_size,
+            self.split.validation,
+            batch_size=batch_size,
             context_length=context_length,
-            max_tokens=config.max_validation_tokens,
+            max_tokens=self.config.max_validation_tokens,
         )
-        self.unigram_loss = corpus.unigram_loss(split, vocab_size=vocab_size)
+        self.tokens_per_step = batch_size * context_length
+        self.unigram_loss = corpus.unigram_loss(self.split, vocab_size=vocab_size)
         self.bytes_per_token = (
-            None if tokenizer is None else corpus.bytes_per_token(split.validation, tokenizer)
+            corpus.bytes_per_token(self.split.validation, self.tokenizer)
+            if self.tokenizer is not None
+            else None
         )
-        model.to(self.device)
-        self.optimizer = build_optimizer(model, config)
-        self.num_steps = config.steps
-        self.step_losses: list[float] = []
-        self.tokens_per_step = config.batch_size * context_length
-        self.started = time.perf_counter()
-        self.evaluation_seconds = 0.0
-        self.evaluations: list[Evaluation] = []
-        self.saved_step: int | None = None
+
+    # --- Where it stands ---
 
     @property
     def step(self) -> int:
@@ -205,8 +197,15 @@ class _Run:
         return len(self.step_losses)
 
     @property
-    def checkpoint(self) -> Path:
-        return self.run_dir / "checkpoint"
+    def finished(self) -> bool:
+        return self.step == self.num_steps
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done: of its steps, or of its time until those are known."""
+        if self.num_steps is not None:
+            return self.step / self.num_steps
+        return self.elapsed_s / (60 * self.config.minutes)
 
     @property
     def elapsed_s(self) -> float:
@@ -217,40 +216,26 @@ class _Run:
         """Mean seconds a step, without evaluations."""
         return (self.elapsed_s - self.evaluation_seconds) / self.step
 
-    @property
-    def progress(self) -> float:
-        """The share of the run that is done: of its steps, or of its time while those are unknown."""
-        if self.num_steps is not None:
-            return self.step / self.num_steps
-        return self.elapsed_s / (self.config.minutes * 60)
-
-    @property
-    def finished(self) -> bool:
-        return self.step == self.num_steps
+    # --- What it does ---
 
     def to_the_end(self) -> TrainingResult:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        with (
-            (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as self.metrics,
-            stop_on_interrupt() as interrupt,
-            tqdm(unit="step", desc="training", mininterval=0.5) as bar,
-        ):
+        with RunLog(self.run_dir) as self.log, stop_on_interrupt() as interrupt:
             self._announce()
             self.started = time.perf_counter()
             self._evaluate()
             while not self.finished and not interrupt.is_set():
                 self._train_step(next(self.batches))
-                # Timed for as long as the learning rate stays: a busy moment fools nobody then.
+                # The learning rate is level until now, and a busy moment no longer fools the clock.
                 if self.num_steps is None and self.progress >= 1 - self.config.decay_fraction:
                     self._fix_num_steps()
-                self._show_progress(bar)
+                self._show_progress()
                 if int(self.progress * self.config.num_evaluations + 1e-9) >= len(self.evaluations):
                     self._evaluate()
             if not self.finished:
                 self._save()
-                self._tell(
-                    f"interrupted after step {self.step}; to use what it learned so far:\n"
-                    f'  gptrs generate --model {self.checkpoint} --prompt "..."'
+                self.log.tell(
+                    f"interrupted after step {self.step:,}; to use what was learned so far:\n"
+                    f'  gptrs generate --model {self.run_dir} --prompt "..."'
                 )
         self.model.eval()
         return TrainingResult(
@@ -273,37 +258,39 @@ class _Run:
             loss = next_token_loss(self.model, inputs, targets)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self._refuse_non_finite("loss", loss.item(), learning_rate)
-        self._refuse_non_finite("gradient norm", grad_norm.item(), learning_rate)
+        measured = {"loss": loss.item(), "gradient norm": grad_norm.item()}
+        self._refuse_non_finite(measured, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step_losses.append(loss.item())
-        self._record(
+        self.step_losses.append(measured["loss"])
+        self.log.record(
             "step",
             step=self.step,
-            loss=loss.item(),
+            loss=measured["loss"],
+            grad_norm=measured["gradient norm"],
             learning_rate=learning_rate,
-            grad_norm=grad_norm.item(),
         )
 
-    def _refuse_non_finite(self, what: str, value: float, learning_rate: float) -> None:
-        if math.isfinite(value):
+    def _refuse_non_finite(self, measured: dict[str, float], learning_rate: float) -> None:
+        """Raises before the weights are touched, so that the model too is as it was."""
+        found = [f"the {name} is {x}" for name, x in measured.items() if not math.isfinite(x)]
+        if not found:
             return
-        good = (
+        saved = (
             "no checkpoint was saved yet"
             if self.saved_step is None
-            else f"{self.checkpoint} is good, from step {self.saved_step}"
+            else f"{self.checkpoint} is good, from step {self.saved_step:,}"
         )
         raise TrainingError(
-            f"the {what} is {value} at step {self.step + 1}, with learning rate {learning_rate:.2g}; "
-            f"{good}; a lower learning rate or a longer warm-up may help"
+            f"{' and '.join(found)} at step {self.step + 1:,}, with learning rate "
+            f"{learning_rate:.2g}; {saved}; try a lower learning rate or a longer warm-up"
         )
 
     def _evaluate(self) -> None:
-        began = self.elapsed_s
-        val_loss = validation_loss(self.model, self.validation, self.device, self.precision)
+        began_s = self.elapsed_s
         since_last = self.step_losses[self.evaluations[-1].step if self.evaluations else 0 :]
-        self.evaluation_seconds += self.elapsed_s - began
+        tokens_per_s = self.tokens_per_step / self.step_s if self.step else None
+        val_loss = validation_loss(self.model, self.validation, self.device, self.precision)
         evaluation = Evaluation(
             step=self.step,
             progress=min(1.0, self.progress),
@@ -312,18 +299,16 @@ class _Run:
             val_loss=val_loss,
             bits_per_byte=self._bits_per_byte(val_loss),
             seconds=self.elapsed_s,
-            tokens_per_s=self.tokens_per_step / self.step_s if self.step else None,
+            tokens_per_s=tokens_per_s,
         )
-        began = self.elapsed_s
         self.evaluations.append(evaluation)
-        self._record("evaluation", **asdict(evaluation))
-        self._tell(_summary(evaluation))
+        self.log.record("evaluation", **asdict(evaluation))
+        self.log.tell(str(evaluation))
         if self.step:
             self._save()
         if self.on_evaluation is not None:
-            self.model.eval()
             self.on_evaluation(evaluation)
-        self.evaluation_seconds += self.elapsed_s - began
+        self.evaluation_seconds += self.elapsed_s - began_s
 
     def _bits_per_byte(self, loss: float) -> float | None:
         if self.bytes_per_token is None:
@@ -331,98 +316,60 @@ class _Run:
         return corpus.bits_per_byte(loss, self.bytes_per_token)
 
     def _save(self) -> None:
-        last = self.evaluations[-1]
-        save_checkpoint(
-            self.model,
-            self.checkpoint,
-            tokenizer=self.tokenizer,
-            metadata={"step": self.step, "val_loss": last.val_loss, "config": asdict(self.config)},
-        )
+        metadata = {
+            "step": self.step,
+            "val_loss": self.evaluations[-1].val_loss,
+            "training": asdict(self.config),
+        }
+        save_checkpoint(self.model, self.checkpoint, tokenizer=self.tokenizer, metadata=metadata)
         self.saved_step = self.step
 
     def _steps_that_fit(self) -> int:
         """How many steps, those done included, take `minutes` with all evaluations."""
         evaluation_s = self.evaluation_seconds / len(self.evaluations)
         num_to_come = self.config.num_evaluations + 1 - len(self.evaluations)
-        left_s = self.config.minutes * 60 - self.elapsed_s - num_to_come * evaluation_s
+        left_s = 60 * self.config.minutes - self.elapsed_s - num_to_come * evaluation_s
         return self.step + max(1, int(left_s / self.step_s))
 
     def _fix_num_steps(self) -> None:
         self.num_steps = self._steps_that_fit()
-        self._record(
+        self.log.record(
             "schedule", step=self.step, num_steps=self.num_steps, seconds_per_step=self.step_s
         )
-        self._tell(
-            f"a step takes {self.step_s * 1000:.0f} ms: {self.num_steps:,} steps fit into "
+        self.log.tell(
+            f"{self.num_steps:,} steps of {1000 * self.step_s:.0f} ms fit into "
             f"{self.config.minutes:g} minutes; from here on the learning rate falls"
         )
 
+    def _show_progress(self) -> None:
+        recent = self.step_losses[-SMOOTHED_STEPS:]
+        self.log.advance(
+            num_steps=self.num_steps or self._steps_that_fit(),
+            loss=sum(recent) / len(recent),
+            tokens_per_s=self.tokens_per_step / self.step_s,
+        )
+
     def _announce(self) -> None:
-        dtype = str(self.precision.dtype).removeprefix("torch.")
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self._record(
+        num_threads = torch.get_num_threads()
+        dtype = str(self.precision.dtype).removeprefix("torch.")
+        self.log.record(
             "start",
             config=asdict(self.config),
             model=self.model.cfg.to_dict(),
             num_parameters=num_parameters,
+            num_train_tokens=len(self.split.train),
+            num_validation_tokens=len(self.split.validation),
+            unigram_loss=self.unigram_loss,
             device=str(self.device),
             dtype=dtype,
             dtype_reason=self.precision.reason,
-            num_threads=torch.get_num_threads(),
+            num_threads=num_threads,
             torch=torch.__version__,
-            unigram_loss=self.unigram_loss,
         )
-        self._tell(
-            f"{num_parameters:,} parameters on {self.device} with {torch.get_num_threads()} threads, "
-            f"matmuls in {dtype} ({self.precision.reason})"
+        self.log.tell(
+            f"{len(self.split.train):,} tokens to train on, "
+            f"{len(self.split.validation):,} held out\n"
+            f"{num_parameters:,} parameters on {self.device}, {num_threads} threads, "
+            f"matmuls in {dtype}: {self.precision.reason}"
         )
-
-    def _show_progress(self, bar: "tqdm[Any]") -> None:
-        recent = self.step_losses[-20:]
-        bar.set_postfix_str(
-            f"loss {sum(recent) / len(recent):.3f}, "
-            f"{self.tokens_per_step / self.step_s:,.0f} tokens/s",
-            refresh=False,
-        )
-        bar.total = self.num_steps or self._steps_that_fit()
-        bar.update()
-
-    def _record(self, event: str, **values: Any) -> None:
-        self.metrics.write(json.dumps({"event": event, **values}) + "\n")
-        self.metrics.flush()
-
-    def _tell(self, line: str) -> None:
-        tqdm.write(line)
-
-
-def _summary(evaluation: Evaluation) -> str:
-    parts = [f"step {evaluation.step:>5,}"]
-    if evaluation.train_loss is not None:
-        parts.append(f"train loss {evaluation.train_loss:.3f}")
-    parts.append(f"validation loss {evaluation.val_loss:.3f}")
-    if evaluation.bits_per_byte is not None:
-        parts.append(f"{evaluation.bits_per_byte:.3f} bits per byte")
-    return "  ".join(parts)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, instead of raising; the second raises KeyboardInterrupt.
-
-    Outside the main thread, where Python allows no signal handler, nothing is changed.
-    """
-    interrupted = threading.Event()
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    previous = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -6,7 +6,7 @@ training at speed (mixed precision, schedules, checkpoints) see `gptrs.trainer`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ PLOT_FILE = "loss-plot.pdf"
 
 
 class BatchLoader(Protocol):
-    """Anything that can be iterated over again and again and knows its length, such as a DataLoader."""
+    """What can be iterated over again and again and knows its length, such as a DataLoader."""
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
@@ -45,7 +45,7 @@ def calc_loss_batch(
 def calc_loss_loader(
     data_loader: BatchLoader, model: nn.Module, device: Device, num_batches: int | None = None
 ) -> float:
-    """Mean of `calc_loss_batch` over the first `num_batches` batches, or all; nan if there are none."""
+    """Mean of `calc_loss_batch` over the first `num_batches`, or all; nan if there are none."""
     num_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
     if num_batches == 0:
         return float("nan")
@@ -126,7 +126,7 @@ def train_model_simple(
         model.train()
         for input_batch, target_batch in train_loader:
             optimizer.zero_grad()
-            calc_loss_batch(input_batch, target_batch, model, device).backward()  # type: ignore[no-untyped-call]
+            calc_loss_batch(input_batch, target_batch, model, device).backward()
             optimizer.step()
             tokens_seen += input_batch.numel()
             global_step += 1

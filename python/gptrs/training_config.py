@@ -1,7 +1,7 @@
 """What a training run is told: one frozen dataclass, checked where it is made. Imports no torch.
 
-Each setting stands once, with its default, its help and what it may be: the command line and the errors
-are made from it.
+Each setting stands once, with its default, its help and what it may be; the command line and the
+errors are made from it.
 """
 
 import math
@@ -72,7 +72,7 @@ class TrainingConfig:
     """
 
     minutes: float = _setting(
-        2.5,
+        2.0,
         "Time to train, evaluations included; the number of steps is fixed once it is known.",
         _POSITIVE,
     )

@@ -1,0 +1,253 @@
+"""The command `gptrs`, as a terminal sees it."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gptrs
+from gptrs import cli, plots
+from gptrs.config import GPTConfig
+from gptrs.errors import MissingExtraError
+from gptrs.model import GPTModel
+
+TINY_RUN = [
+    "--steps", "2", "--context-length", "8", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1",
+    "--device", "cpu", "--dtype", "float32",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs `gptrs` with these arguments: exit code, stdout, stderr."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(context_length=8, emb_dim=8, n_heads=2, n_layers=1))
+    gptrs.save_checkpoint(model, tmp_path / "model", tokenizer=gptrs.get_tokenizer("gpt2"))
+    return tmp_path / "model"
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, check=False, **options)
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "generate", "tokenize", "params"])
+def test_every_command_explains_itself(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: gptrs {command}")
+    assert command in run("--help")[1]
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version")[:2] == (0, f"gptrs {gptrs.__version__}\n")
+
+
+def test_python_dash_m_is_the_same_command():
+    result = python("-m", "gptrs", "tokenize", "--text", "Hello")
+    assert (result.returncode, result.stdout) == (0, b"15496\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command. (see gptrs --help)"),
+        (["fly"], "No such command 'fly'"),
+        (["tokenize", "--cuont"], "No such option '--cuont'"),
+        (["train"], "Missing argument 'DATA...'. (see gptrs train --help)"),
+        (["train", "here", "--steps", "many"], "'many' is not a valid integer"),
+        (["train", "nowhere.txt"], "nowhere.txt: no such file or folder"),
+        (["train", __file__, "--emb-dim", "10", "--n-heads", "4"], "emb_dim 10 is not a multiple"),
+        (["demo", "--steps", "0"], "steps is 0; it must be a whole number from 1 up"),
+        (["demo", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
+        (["generate", "--model", "nowhere", "--prompt", "x"], "nowhere: no checkpoint here"),
+        (["tokenize", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["tokenize", "a.txt", "--text", "b"], "--text and files exclude each other"),
+        (["tokenize", "--text", "x", "--tokenizer", "gpt9"], "no tokenizer is named 'gpt9'"),
+        (["params", "gpt9"], "unknown preset 'gpt9'"),
+    ],
+)
+def test_bad_usage_is_one_line_on_stderr_and_exit_code_2(
+    run, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert err.startswith("gptrs: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_on_the_way_is_one_line_and_exit_code_1(run, tmp_path):
+    (tmp_path / "text.txt").write_text("one two three four " * 60)
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    code, _, err = run("train", tmp_path / "text.txt", *TINY_RUN, "--runs", tmp_path / "runs" / "x")
+    assert code == cli.EXIT_FAILURE
+    assert err.count("\n") == 1
+    assert err.startswith("gptrs: ")
+
+
+def test_ctrl_c_is_exit_code_130(run, checkpoint, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptrs.generator.Generator.stream", interrupted)
+    code, _, err = run("generate", "--model", checkpoint, "--prompt", "x")
+    assert (code, err) == (130, "gptrs: stopped\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["--version"],
+        ["params", "gpt2-124m"],
+        ["tokenize", "--text", "Hello"],
+    ],
+)
+def test_what_needs_no_tensors_does_not_import_torch(arguments):
+    program = (
+        "import sys; from gptrs.cli import main; code = main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(code)"
+    )
+    result = python("-c", program, *arguments)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    (tmp_path / "long.txt").write_text("word " * 200_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptrs", "tokenize", tmp_path / "long.txt", "--pieces"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"4775\tb'word'\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_tokenize_prints_ids_a_line_a_file(run, tmp_path):
+    (tmp_path / "a").write_text("Hello, world")
+    (tmp_path / "b").write_text("")
+    code, out, _ = run("tokenize", tmp_path / "a", tmp_path / "b")
+    assert (code, out) == (0, "15496 11 995\n\n")
+
+
+def test_tokenize_reads_standard_input_where_no_file_is_named(run):
+    assert run("tokenize", stdin=b"Hello")[1] == "15496\n"
+    assert run("tokenize", "-", stdin=b"Hello")[1] == "15496\n"
+    code, _, err = run("tokenize", stdin=b"ab\xff")
+    assert code == 2
+    assert "standard input: not UTF-8: byte 0xff at offset 2" in err
+
+
+def test_tokenize_counts_and_shows_pieces(run):
+    assert run("tokenize", "--text", "Hello, world", "--count")[1] == "3\n"
+    assert (
+        run("tokenize", "--text", "héé", "--pieces")[1]
+        == "71\tb'h'\n2634\tb'\\xc3\\xa9'\n2634\tb'\\xc3\\xa9'\n"
+    )
+
+
+def test_tokenize_takes_end_of_text_for_special_only_if_asked(run):
+    assert "50256" not in run("tokenize", "--text", "<|endoftext|>")[1]
+    assert run("tokenize", "--text", "<|endoftext|>", "--allow-special")[1] == "50256\n"
+
+
+def test_tokenize_takes_tiktokens_own_encoding(run, monkeypatch):
+    encoding = gptrs.get_tokenizer("gpt2").as_tiktoken()
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: encoding)
+    code, out, _ = run("tokenize", "--text", "Hello, world", "--tokenizer", "tiktoken:gpt2")
+    assert (code, out) == (0, "15496 11 995\n")
+
+
+def test_params_shows_the_books_124m_model_part_by_part(run):
+    out = run("params", "book-124m")[1]
+    for count in ("163,009,536", "38,597,376", "786,432", "7,085,568", "85,026,816"):
+        assert count in out
+
+
+def test_generate_streams_the_prompt_and_what_the_library_would_write(run, checkpoint):
+    arguments = [
+        "--prompt",
+        "Hello",
+        "--max-new-tokens",
+        7,
+        "--seed",
+        5,
+        "--top-k",
+        9,
+        "--top-p",
+        0.9,
+    ]
+    code, out, err = run("generate", "--model", checkpoint, *arguments, "--device", "cpu")
+    model, tokenizer = gptrs.load_checkpoint(checkpoint)
+    expected = gptrs.Generator(model, tokenizer)(
+        "Hello", 7, temperature=0.8, top_k=9, top_p=0.9, seed=5
+    )[0].text
+    assert (code, out, err) == (0, f"Hello{expected}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--top-k", 0), ("--temperature", -1), ("--top-p", 2), ("--max-new-tokens", -1)],
+)
+def test_generate_refuses_impossible_settings_before_it_writes(run, checkpoint, option, value):
+    code, out, err = run("generate", "--model", checkpoint, "--prompt", "Hello", option, value)
+    assert (code, out) == (2, "")
+    assert str(value) in err
+
+
+def test_a_trained_model_generates(run, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one two three four " * 40)
+    (folder / "b.md").write_text("five six seven eight " * 40)
+    code, out, _ = run("train", folder, *TINY_RUN, "--runs", tmp_path / "runs")
+    assert code == 0
+    assert "this model" in out
+    for name in ("metrics.jsonl", "loss.png", "checkpoint/config.json"):
+        assert (tmp_path / "runs" / "train-001" / name).is_file()
+    run_checkpoint = tmp_path / "runs" / "train-001" / "checkpoint"
+    for model in (run_checkpoint, run_checkpoint.parent):
+        assert run("generate", "--model", model, "--prompt", "one")[0] == 0
+    assert run("train", folder, *TINY_RUN, "--runs", tmp_path / "runs")[0] == 0
+    assert (tmp_path / "runs" / "train-002").is_dir()
+
+
+def test_without_matplotlib_the_pip_line_stands_in_for_the_picture(run, tmp_path, monkeypatch):
+    def no_matplotlib(*args, **kwargs):
+        raise MissingExtraError('pip install "gptrs[plots]"')
+
+    monkeypatch.setattr(plots, "save_loss_figure", no_matplotlib)
+    (tmp_path / "a.txt").write_text("one two three four " * 40)
+    code, out, _ = run("train", tmp_path / "a.txt", *TINY_RUN, "--runs", tmp_path / "runs")
+    assert code == 0
+    assert 'pip install "gptrs[plots]"' in out
+    assert not list(tmp_path.rglob("loss.png"))
+
+
+def test_text_too_short_to_train_on_leaves_no_run(run, tmp_path):
+    (tmp_path / "a.txt").write_text("one two")
+    code, _, err = run("train", tmp_path / "a.txt", *TINY_RUN, "--runs", tmp_path / "runs")
+    assert code == 2
+    assert "context_length 8 needs 9" in err
+    assert list((tmp_path / "runs").iterdir()) == []
