@@ -72,19 +72,19 @@ class TrainingConfig:
     """
 
     minutes: float = _setting(
-        2.0,
+        2.5,
         "Time to train, evaluations included; the number of steps is fixed once it is known.",
         _POSITIVE,
     )
     steps: int | None = _setting(
         None, "Optimizer steps, instead of as many as fit into the minutes.", _optional(_COUNT)
     )
-    batch_size: int = _setting(16, "Windows in a batch, each as long as the context.", _COUNT)
+    batch_size: int = _setting(8, "Windows in a batch, each as long as the context.", _COUNT)
     learning_rate: float = _setting(
-        3e-3, "The highest learning rate, reached after the warm-up.", _POSITIVE
+        2.5e-3, "The highest learning rate, reached after the warm-up.", _POSITIVE
     )
     final_learning_rate: float = _setting(
-        3e-4, "The learning rate at the last step, reached along half a cosine.", _NOT_NEGATIVE
+        2.5e-4, "The learning rate at the last step, reached along half a cosine.", _NOT_NEGATIVE
     )
     decay_fraction: float = _setting(
         0.6, "The last share of the run, over which the learning rate falls.", _SHARE
