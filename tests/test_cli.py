@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import tiktoken
 import torch
 
 import gptrs
 from gptrs import cli, plots
+from gptrs.checkpoint import load_metadata
 from gptrs.config import GPTConfig
 from gptrs.errors import MissingExtraError
 from gptrs.model import GPTModel
@@ -231,6 +233,27 @@ def test_a_trained_model_generates(run, tmp_path):
         assert run("generate", "--model", model, "--prompt", "one")[0] == 0
     assert run("train", folder, *TINY_RUN, "--runs", tmp_path / "runs")[0] == 0
     assert (tmp_path / "runs" / "train-002").is_dir()
+
+
+def test_train_takes_tiktokens_own_encoding_of_gpt2_and_no_other(run, tmp_path, monkeypatch):
+    encoding = gptrs.get_tokenizer("gpt2").as_tiktoken()
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: encoding)
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four " * 40)
+    losses = []
+    for number, spec in enumerate(["gpt2", "tiktoken:gpt2"], start=1):
+        arguments = ["train", text, *TINY_RUN, "--runs", tmp_path / "runs", "--tokenizer", spec]
+        assert run(*arguments)[0] == 0
+        metadata = load_metadata(tmp_path / "runs" / f"train-00{number}")
+        losses.append(metadata["val_loss"])
+    assert losses[0] == losses[1]
+    other = tiktoken.Encoding(
+        "letters", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<|endoftext|>": 1}
+    )
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: other)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "GPT-2's vocabulary only, and tiktoken:gpt2 is letters's" in err
 
 
 def test_without_matplotlib_the_pip_line_stands_in_for_the_picture(run, tmp_path, monkeypatch):

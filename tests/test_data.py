@@ -85,17 +85,6 @@ def test_a_seed_gives_the_books_batches_and_leaves_its_generator_behind(shuffle,
     assert torch.equal(our_state, book_state)
 
 
-def test_the_signature_is_the_books():
-    import inspect
-
-    ours = inspect.signature(create_dataloader_v1).parameters
-    books = inspect.signature(ch02.create_dataloader_v1).parameters
-    positional = [p for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert [(p.name, p.default) for p in positional] == [
-        (p.name, p.default) for p in books.values()
-    ]
-
-
 def test_a_loader_is_a_dataloader_with_the_books_batches_in_workers_too():
     loader = create_dataloader_v1(TEXT, 4, 8, 3, shuffle=False)
     assert isinstance(loader, DataLoader)

@@ -1,6 +1,5 @@
 """The book's `generate` functions, against the book's own loop."""
 
-import inspect
 import signal
 import sys
 import threading
@@ -39,15 +38,6 @@ def make_model(seed=1, **changes):
 def prompt(batch, length, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(CONFIG["vocab_size"], (batch, length), generator=generator)
-
-
-@pytest.mark.parametrize("name", ["generate_text_simple", "generate"])
-def test_signatures_are_the_books(name):
-    book = inspect.signature(getattr(ch04 if name == "generate_text_simple" else ch05, name))
-    ours = inspect.signature(getattr(gptrs, name))
-    assert [(p.name, p.default) for p in ours.parameters.values()] == [
-        (p.name, p.default) for p in book.parameters.values()
-    ]
 
 
 def test_the_books_124m_model_writes_the_books_tokens():

@@ -1,12 +1,14 @@
 """The package as it is installed: what `import gptrs` loads, and what ships beside the code."""
 
 import importlib.metadata
+import inspect
 import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from llms_from_scratch import ch02, ch03, ch04, ch05
 
 import gptrs
 
@@ -47,6 +49,43 @@ def test_settings_and_tokens_load_neither_torch_nor_numpy(statement):
 @pytest.mark.parametrize("name", gptrs.__all__)
 def test_every_public_name_can_be_imported(name):
     assert getattr(gptrs, name) is not None
+
+
+BOOK_API = {
+    ch02: ["GPTDatasetV1", "create_dataloader_v1"],
+    ch03: ["MultiHeadAttention"],
+    ch04: [
+        "LayerNorm",
+        "GELU",
+        "FeedForward",
+        "TransformerBlock",
+        "GPTModel",
+        "generate_text_simple",
+    ],
+    ch05: [
+        "generate",
+        "text_to_token_ids",
+        "token_ids_to_text",
+        "calc_loss_batch",
+        "calc_loss_loader",
+        "evaluate_model",
+        "generate_and_print_sample",
+        "train_model_simple",
+        "plot_losses",
+        "load_weights_into_gpt",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, names in BOOK_API.items() for name in names]
+)
+def test_parameters_and_defaults_are_the_books(module, name):
+    def shape(function):
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    assert shape(getattr(gptrs, name)) == shape(getattr(module, name))
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -213,7 +213,7 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint_of_it(
     assert load_metadata(result.checkpoint)["step"] == len(result.step_losses) == 2
     saved, _ = load_checkpoint(result.checkpoint)
     torch.testing.assert_close(dict(saved.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
-    assert f"gptrs generate --model {result.checkpoint}" in capsys.readouterr().out
+    assert f"gptrs generate --model {tmp_path} " in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

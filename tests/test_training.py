@@ -1,6 +1,5 @@
 """`gptrs.training` against the book's own package."""
 
-import inspect
 import math
 
 import matplotlib as mpl
@@ -14,14 +13,6 @@ from llms_from_scratch import ch02, ch04, ch05
 import gptrs
 from gptrs import training
 
-BOOK_FUNCTIONS = (
-    "calc_loss_batch",
-    "calc_loss_loader",
-    "evaluate_model",
-    "generate_and_print_sample",
-    "train_model_simple",
-    "plot_losses",
-)
 TINY = {
     "vocab_size": 50257,
     "context_length": 16,
@@ -39,15 +30,6 @@ def book_tokenizer_without_network(monkeypatch):
     encoding = gptrs.get_tokenizer("gpt2").as_tiktoken()
     monkeypatch.setattr(ch02.tiktoken, "get_encoding", lambda name: encoding)
     return encoding
-
-
-@pytest.mark.parametrize("name", BOOK_FUNCTIONS)
-def test_parameters_and_defaults_are_the_books(name):
-    def shape(function):
-        parameters = inspect.signature(function).parameters.values()
-        return [(p.name, p.default, p.kind) for p in parameters]
-
-    assert shape(getattr(training, name)) == shape(getattr(ch05, name))
 
 
 def train(create_dataloader, model_class, train_model_simple, tokenizer):

@@ -115,6 +115,13 @@ def _click_type(hint: Any) -> Any:
     return next((part for part in get_args(hint) if part is not type(None)), hint)
 
 
+_tokenizer_option = click.option(
+    "--tokenizer",
+    "spec",
+    default="gpt2",
+    show_default=True,
+    help="gpt2, tiktoken:gpt2, or the path of a tokenizer.json.",
+)
 _runs_option = click.option(
     "--runs",
     "runs_dir",
@@ -164,10 +171,12 @@ def demo(runs_dir: Path, **settings: Any) -> int:
               help="Layers, that is transformer blocks.")  # fmt: skip
 @click.option("--drop-rate", default=SMALL_GPT.drop_rate, show_default=True,
               help="Dropout while training.")  # fmt: skip
+@_tokenizer_option
 @_training_options()
 @_runs_option
 def train(
     data: tuple[Path, ...],
+    spec: str,
     context_length: int,
     emb_dim: int,
     n_heads: int,
@@ -195,7 +204,9 @@ def train(
     from gptrs.text import find_text_files, read_text
     from gptrs.tokenizer import get_tokenizer
 
-    tokenizer = get_tokenizer("gpt2")
+    tokenizer = get_tokenizer(spec)
+    if tokenizer.name != "gpt2":
+        raise ConfigError(f"train knows GPT-2's vocabulary only, and {spec} is {tokenizer.name}'s")
     tokens = tokenize_documents((read_text(file) for file in find_text_files(data)), tokenizer)
     result = train_in_new_run(runs_dir, "train", model_config, tokens, config, tokenizer=tokenizer)
     if result.interrupted:
@@ -238,8 +249,7 @@ def generate(model: Path, prompt: str, max_new_tokens: int, device: str, **sampl
 @gptrs.command()
 @click.argument("files", nargs=-1)
 @click.option("--text", help="The text itself, instead of files.")
-@click.option("--tokenizer", "spec", default="gpt2", show_default=True,
-              help="gpt2, tiktoken:gpt2, or the path of a tokenizer.json.")  # fmt: skip
+@_tokenizer_option
 @click.option("--count", "form", flag_value="count", help="Print the number of tokens only.")
 @click.option("--pieces", "form", flag_value="pieces", help="Print each id with its text.")
 @click.option("--allow-special", is_flag=True,

@@ -29,14 +29,20 @@ class Split(NamedTuple):
 
 
 def tokenize_documents(texts: Iterable[str], tokenizer: Any) -> Tokens:
-    """The tokens of all texts, uint16, one end-of-text after each; empty texts are left out.
+    """The tokens of all texts, one end-of-text after each; empty texts are left out.
 
     `<|endoftext|>` in a text is split like any other text: data cannot forge a boundary.
+
+    Args:
+        tokenizer: ours or a `tiktoken.Encoding`.
+    Returns:
+        uint16 [N] where the vocabulary allows, else uint32.
     """
-    end_of_text = np.array([tokenizer.eot_token], dtype=np.uint16)
-    parts = [np.empty(0, dtype=np.uint16)]
+    dtype = np.uint16 if tokenizer.n_vocab <= np.iinfo(np.uint16).max + 1 else np.uint32
+    parts = [np.empty(0, dtype=dtype)]
     for text in filter(None, texts):
-        parts += [np.array(tokenizer.encode_ordinary(text), dtype=np.uint16), end_of_text]
+        ids = tokenizer.encode_to_numpy(text, disallowed_special=())
+        parts += [ids.astype(dtype), np.array([tokenizer.eot_token], dtype=dtype)]
     return np.concatenate(parts)
 
 

@@ -39,4 +39,4 @@ def learning_rate_at(step: int, num_steps: int | None, config: TrainingConfig) -
     fall_begins = max(config.warmup_steps, (1 - config.decay_fraction) * last)
     fallen = min(1.0, max(0.0, (step - fall_begins) / max(1.0, last - fall_begins)))
     height = 0.5 * (1 + math.cos(math.pi * fallen))
-    return config.final_learning_rate + height * (config.learning_rate - config.final_learning_rate)
+    return height * config.learning_rate + (1 - height) * config.final_learning_rate
