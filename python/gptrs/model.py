@@ -30,6 +30,7 @@ from gptrs.layers import (
     TransformerBlock,
     check_num_tokens,
 )
+from gptrs.state_dict import is_tied, register_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,9 +89,7 @@ class GPTModel(nn.Module):
             self.out_head.weight = self.tok_emb.weight
         if cfg.init == "gpt2":
             self._draw_gpt2_weights()
-        self.register_load_state_dict_pre_hook(_strip_compile_prefix)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_complete_tied_pair)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
+        register_hooks(self)
 
     def forward(
         self,
@@ -180,7 +179,7 @@ class GPTModel(nn.Module):
             RuntimeError: keys or shapes do not fit, as in PyTorch.
         """
         result = super().load_state_dict(state_dict, strict, assign)
-        if not strict and _ties(self):
+        if not strict and is_tied(self):
             # safetensors' `load_model` asks which of the two names was left out.
             names = {"tok_emb.weight", "out_head.weight"}
             left_out = sorted(names - set(state_dict))
@@ -338,54 +337,3 @@ def _look_up(embedding: nn.Embedding, ids: Tensor, what: str, error: type[GptrsE
         found = int(ids[tuple(index)])
         raise error(f"{what} {found} at {index} is outside 0..{size - 1}") from cause
     return vectors
-
-
-# --- Loading: what a plain, strict `load_state_dict` takes besides our own keys ---
-
-
-def _strip_compile_prefix(
-    model: GPTModel, state_dict: dict[str, Any], prefix: str, *_: object
-) -> None:
-    """A compiled model, or one with compiled blocks, saves its keys with `_orig_mod.` in them."""
-    compiled = [key for key in state_dict if key.startswith(prefix) and "_orig_mod." in key]
-    if not compiled:
-        return
-    own_keys = {prefix + key for key in model.state_dict()}
-    for key in compiled:
-        if key not in own_keys:
-            plain = prefix + key.removeprefix(prefix).replace("_orig_mod.", "")
-            state_dict[plain] = state_dict.pop(key)
-
-
-def _complete_tied_pair(
-    model: GPTModel, state_dict: dict[str, Any], prefix: str, *_: object
-) -> None:
-    """A tied model takes either of its two names, or both when they hold the same numbers."""
-    if not _ties(model):
-        return
-    embedding, head = prefix + "tok_emb.weight", prefix + "out_head.weight"
-    if embedding in state_dict and head in state_dict:
-        one, other = state_dict[embedding], state_dict[head]
-        if one.data_ptr() != other.data_ptr() and not torch.equal(one, other):
-            raise ConfigError(
-                f"tie_embeddings is True, but {embedding} and {head} differ in the state_dict: "
-                "it is an untied model's; nothing was loaded"
-            )
-    elif embedding in state_dict:
-        state_dict[head] = state_dict[embedding]
-    elif head in state_dict:
-        state_dict[embedding] = state_dict[head]
-
-
-def _tie_again(model: GPTModel, incompatible_keys: object) -> None:
-    """`load_state_dict(assign=True)`, or `to_empty` before it, makes two parameters of the one."""
-    if _ties(model):
-        model.out_head.weight = model.tok_emb.weight
-
-
-def _ties(model: GPTModel) -> bool:
-    """Whether `out_head` is still the tied one, not a classifier put in its place."""
-    if not model.cfg.tie_embeddings:
-        return False
-    head: nn.Module = model.out_head
-    return isinstance(head, nn.Linear) and head.weight.shape == model.tok_emb.weight.shape
