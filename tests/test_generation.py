@@ -326,7 +326,7 @@ def test_ctrl_c_is_heard_in_the_middle_of_a_long_run():
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        generate_text_simple(make_model(), prompt(1, 3), 10_000_000, 12)
+        generate_text_simple(make_model(), prompt(1, 3), 100_000, 12)
     timer.join()
 
 

@@ -108,9 +108,8 @@ def save_and_show_losses(
     tokens_axes.plot(tokens_seen, train_losses, alpha=0)  # Unseen: it gives the axis its range.
     tokens_axes.set_xlabel("Tokens seen")
     figure.savefig(path)
-    if (
-        matplotlib.get_backend().lower() != "agg"
-    ):  # Agg has no screen, and warns when asked to show.
+    # Agg has no screen, and warns when asked to show.
+    if matplotlib.get_backend().lower() != "agg":
         pyplot.show()
     pyplot.close(figure)
 
