@@ -34,7 +34,7 @@ METADATA = {
     "Description-Content-Type": "text/markdown",
 }
 # Long enough to pass every stage: samples, checkpoint, reload, streamed text.
-DEMO_ARGS = ["--steps", "4"]
+DEMO_ARGS = ["--minutes", "0.5"]
 
 
 def main() -> None:

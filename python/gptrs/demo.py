@@ -24,9 +24,9 @@ from gptrs.tokenizer import get_tokenizer
 from gptrs.trainer import Evaluation, TrainingResult
 from gptrs.training_config import SMALL_GPT, TrainingConfig
 
-PROMPT = "The class"
+PROMPT = "If the object"
 SAMPLE_TOKENS, STREAMED_TOKENS = 40, 120
-SAMPLING = StreamOptions(temperature=0.8, top_k=40, seed=1)
+SAMPLING = StreamOptions(temperature=1.0, top_p=0.8, seed=1)
 SAMPLED_SHARES = (0.0, 0.2, 0.5, 1.0)
 """A sample is written at the first evaluation after each of these shares of the run."""
 
