@@ -218,6 +218,12 @@ def test_generate_refuses_impossible_settings_before_it_writes(run, checkpoint, 
     assert str(value) in err
 
 
+def test_an_empty_prompt_is_bad_usage(run, checkpoint):
+    code, out, err = run("generate", "--model", checkpoint, "--prompt", "")
+    assert (code, out) == (2, "")
+    assert "--prompt is empty" in err
+
+
 def test_a_trained_model_generates(run, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()

@@ -230,6 +230,9 @@ def train(
               show_default=True, help="Where to compute.")  # fmt: skip
 def generate(model: Path, prompt: str, max_new_tokens: int, device: str, **sampling: Any) -> None:
     """Continue a prompt, printing the text as it is written."""
+    if not prompt:
+        raise click.UsageError("--prompt is empty: there is nothing to go on from")
+
     from gptrs.checkpoint import load_checkpoint
     from gptrs.devices import choose_device
     from gptrs.generator import Generator
