@@ -124,6 +124,16 @@ def test_ids_of_any_vocabulary_fit(largest):
     assert dataset[0][0].tolist() == [largest, 0, largest, 1]
 
 
+@pytest.mark.parametrize("wrong", [-1, 2**32, 0.5])
+def test_ids_that_no_token_can_have_are_refused_and_not_wrapped(wrong):
+    class Odd:
+        def encode(self, text, *, allowed_special=()):
+            return [0, wrong, 1, 2, 3, 4]
+
+    with pytest.raises(DataError, match=f"from {min(0, wrong)}.* to {max(4, wrong)}"):
+        GPTDatasetV1("six words", Odd(), 4, 1)
+
+
 def test_a_tiktoken_encoding_is_a_tokenizer():
     ours = GPTDatasetV1(TEXT, TOKENIZER, 8, 3)
     assert np.array_equal(GPTDatasetV1(TEXT, TIKTOKEN, 8, 3).tokens, ours.tokens)

@@ -20,12 +20,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gptrs import _core
 from gptrs.errors import DataError
-from gptrs.tokenizer import get_tokenizer
+from gptrs.tokenizer import END_OF_TEXT, get_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-END_OF_TEXT = "<|endoftext|>"
 # Linux refuses longer paths; a text beyond it was never meant as one.
 _LONGEST_PATH = 4096
 
@@ -50,10 +49,13 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
         max_length: tokens a window.
         stride: tokens from one window's start to the next.
     Raises:
-        DataError: the text is shorter than one window.
+        DataError: the text is shorter than one window, or the tokenizer's ids are no token ids.
         ConfigError: max_length or stride is below 1.
         TypeError: txt is not a str.
     """
+
+    tokenizer: SupportsEncode | None
+    """What made the tokens; None where they were given."""
 
     def __init__(self, txt: str, tokenizer: SupportsEncode, max_length: int, stride: int) -> None:
         _refuse_paths(txt)
@@ -67,8 +69,6 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
         dataset.tokenizer = None
         dataset._set_windows(tokens, max_length, stride)
         return dataset
-
-    tokenizer: SupportsEncode | None
 
     def _set_windows(self, tokens: NDArray[Any], max_length: int, stride: int) -> None:
         self.tokens = tokens
@@ -229,7 +229,15 @@ def _encode(txt: str, tokenizer: SupportsEncode) -> NDArray[np.uint16] | NDArray
     ids = np.asarray(encode(txt, allowed_special={END_OF_TEXT}))
     if ids.dtype == np.uint16:
         return ids
-    fits = ids.size == 0 or int(ids.max()) <= np.iinfo(np.uint16).max
+    if ids.size == 0:
+        return ids.astype(np.uint16)
+    lowest, highest = ids.min(), ids.max()
+    if ids.dtype.kind not in "iu" or lowest < 0 or highest > np.iinfo(np.uint32).max:
+        raise DataError(
+            f"the tokenizer gave {ids.dtype} ids from {lowest} to {highest}; "
+            "a token id is an integer from 0 to 2^32 - 1"
+        )
+    fits = highest <= np.iinfo(np.uint16).max
     return ids.astype(np.uint16) if fits else ids.astype(np.uint32)
 
 

@@ -14,8 +14,7 @@ from gptrs import _core
 from gptrs.engines import Choose, Model, make_engine
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.sampling import SamplingConfig
-
-END_OF_TEXT = "<|endoftext|>"
+from gptrs.tokenizer import END_OF_TEXT
 
 
 def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from gptrs import _core
 from gptrs.engines import Model
 from gptrs.errors import ConfigError, GenerationError
-from gptrs.generation import END_OF_TEXT, start_loop
+from gptrs.generation import start_loop
 from gptrs.model import GPTModel
 from gptrs.sampling import SamplingConfig, check_seed, fresh_seed
-from gptrs.tokenizer import get_tokenizer
+from gptrs.tokenizer import END_OF_TEXT, get_tokenizer
 
 Prompt = str | Sequence[int] | Tensor
 FinishReason = Literal["stop", "length"]

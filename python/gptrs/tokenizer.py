@@ -35,6 +35,9 @@ _PATTERN: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++
 
 _CORE: Final = Gpt2Tokenizer()
 
+END_OF_TEXT: Final[str] = _CORE.END_OF_TEXT
+"""GPT-2's one special token as it is written in a text: `<|endoftext|>`."""
+
 
 class SupportsToList(Protocol):
     """A NumPy array or a tensor, neither of which this module imports."""
@@ -57,7 +60,7 @@ class Tokenizer:
     max_token_value: Final = _CORE.N_VOCAB - 1
     eot_token: Final = _CORE.END_OF_TEXT_ID
     """The id of `<|endoftext|>`, 50256."""
-    special_tokens_set: Final = frozenset({_CORE.END_OF_TEXT})
+    special_tokens_set: Final = frozenset({END_OF_TEXT})
 
     def encode(
         self,
@@ -234,7 +237,7 @@ def _tiktoken_encoding() -> tiktoken.Encoding:
         "gpt2",
         pat_str=_PATTERN,
         mergeable_ranks={token: rank for rank, token in enumerate(_CORE.ranks())},
-        special_tokens={_CORE.END_OF_TEXT: _CORE.END_OF_TEXT_ID},
+        special_tokens={END_OF_TEXT: _CORE.END_OF_TEXT_ID},
         explicit_n_vocab=_CORE.N_VOCAB,
     )
 
