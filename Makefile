@@ -39,7 +39,7 @@ DEV_WHEELS  := target/wheels/dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-rust test-python build lint lint-rust lint-python wheel wheel-check lock clean
+.PHONY: help demo test test-rust test-python fuzz bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,16 @@ test-rust:
 test-python: build
 	$(PY) -m pytest $(ARGS)
 
+fuzz: fuzz-encode fuzz-decode fuzz-description fuzz-tokenizer_file ## fuzz-NAME or all, a minute each or ARGS=seconds (needs cargo-fuzz)
+
+# RUSTC_BOOTSTRAP lets a stable compiler take the flags that fuzzing needs. Comparisons go untraced:
+# most are the slow reference's. It takes quadratic time, so its texts are short.
+fuzz-%:
+	@command -v cargo-fuzz >/dev/null || { echo 'fuzzing needs cargo-fuzz: cargo install cargo-fuzz' >&2; exit 1; }
+	cargo run $(LOCKED) --quiet --manifest-path fuzz/Cargo.toml --example seeds
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --no-trace-compares $* -- -max_total_time=$(or $(ARGS),60) \
+	    -len_control=0 -max_len=$(if $(filter encode,$*),600,4096) $(addprefix -dict=,$(wildcard fuzz/$*.dict))
+
 lint: lint-rust lint-python ## formatting, clippy, ruff, mypy, stubs, layers
 
 lint-rust: build
@@ -73,6 +83,11 @@ lint-python: build
 	$(VENV)/bin/stubtest gptrs._core --mypy-config-file .ci/stubtest.ini \
 	    --allowlist .ci/stubtest-allowlist.txt --ignore-unused-allowlist
 	$(VENV)/bin/lint-imports --no-logo
+
+# Other tokenizers need other versions of what .venv has.
+bench-tokenizer: build
+	@$(PY) benches/tokenizer_environment.py
+	.venv-bench/bin/python benches/bench_tokenizer.py $(ARGS)
 
 bench-%: build ## run benches/bench_NAME.py
 	$(PY) benches/bench_$(subst -,_,$*).py $(ARGS)
@@ -124,4 +139,4 @@ lock: ## resolve constraints.txt anew (needs uv)
 	    --no-annotate --custom-compile-command 'make lock' --quiet --output-file constraints.txt
 
 clean: ## remove all that was built, and .venv
-	rm -rf target dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf target fuzz/target dist $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,13 +4,19 @@ Candidates take turns, so that a busy moment of a shared machine hits them all; 
 the median of the ratios round by round.
 """
 
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+
+BUSY_LOAD = 0.5
+"""Above it the header mentions that other programs run."""
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -22,10 +28,13 @@ def seconds(function: Callable[[], object]) -> float:
 
 def print_header(title: str, threads: int, ceiling: str) -> None:
     """The benchmark, the processor and what it could do at most."""
-    import torch
-
     print(f"{title}\n{processor_name()}, {threads} thread{'s' * (threads > 1)}, ", end="")
-    print(f"torch {torch.__version__}, Python {platform.python_version()}\nceiling: {ceiling}\n")
+    with suppress(PackageNotFoundError):  # Not every benchmark needs it.
+        print(f"torch {version('torch')}, ", end="")
+    print(f"Python {platform.python_version()}\nceiling: {ceiling}")
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > BUSY_LOAD:
+        print(f"others use this machine: {load:.1f} programs want to run")
+    print()
 
 
 def compare(
@@ -49,6 +58,21 @@ def compare(
     for label, peers in times.items():
         ratio = median(theirs / mine for theirs, mine in zip(peers, ours, strict=True))
         print(f"{label:{width}}  {work / median(peers):14,.0f}  {ratio:7.2f}x")
+    print()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of cells under their columns, the first on the left and the others on the right.
+
+    A row may be shorter: its last cell then is a remark, as long as it likes.
+    """
+    full = [row for row in [columns, *rows] if len(row) == len(columns)]
+    widths = [max(len(row[index]) for row in full) for index in range(len(columns))]
+    widths[0] = max(len(row[0]) for row in [columns, *rows])
+    for first, *others in [columns, *rows]:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False)]
+        print("  ".join(cells).rstrip())
     print()
 
 

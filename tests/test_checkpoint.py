@@ -8,6 +8,8 @@ import sys
 import textwrap
 
 import pytest
+import tiktoken
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,13 +18,25 @@ from gptrs.checkpoint import load_checkpoint, load_metadata, load_tokenizer, sav
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.model import GPTModel
-from gptrs.tokenizer import get_tokenizer
+from gptrs.tokenizer import get_tokenizer, train_tokenizer
 
 
 def tiny_model(seed=0, **changes):
     torch.manual_seed(seed)
     shape = {"vocab_size": 40, "context_length": 8, "emb_dim": 8, "n_heads": 2, "n_layers": 2}
     return GPTModel(GPTConfig.of(shape | changes))
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Trained tokenizers by their letters, small enough for the tiny model."""
+    folder = tmp_path_factory.mktemp("letters")
+
+    def train(text, **options):
+        (folder / "text.txt").write_text(text)
+        return train_tokenizer(folder / "text.txt", None, kind="char", **options)
+
+    return train
 
 
 def assert_same_weights(one, other):
@@ -72,22 +86,65 @@ def test_loading_leaves_torchs_generator_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_tokenizer_travels_along_in_the_format_that_hugging_face_reads(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = get_tokenizer("gpt2")
-    save_checkpoint(tiny_model(), tmp_path, tokenizer=tokenizer)
+@pytest.mark.parametrize("kind", ["gpt2", "bpe", "char"])
+def test_a_tokenizer_travels_along_in_the_format_that_hugging_face_reads(tmp_path, letters, kind):
     text = "Hello, wörld"
-    assert load_tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
-    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer = get_tokenizer("gpt2") if kind == "gpt2" else letters(text)
+    if kind == "bpe":
+        (tmp_path / "text.txt").write_text(text * 9, "utf-8")
+        tokenizer = train_tokenizer(tmp_path / "text.txt", 262)
+    model = tiny_model(vocab_size=tokenizer.n_vocab)
+    save_checkpoint(model, tmp_path / "model", tokenizer=tokenizer)
+    assert load_tokenizer(tmp_path / "model") == load_checkpoint(tmp_path / "model")[1] == tokenizer
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     assert theirs.encode(text).ids == tokenizer.encode(text)
 
 
-def test_a_tiktoken_encoding_of_gpt2_is_saved_as_ours_and_any_other_object_refused(tmp_path):
-    save_checkpoint(tiny_model(), tmp_path / "a", tokenizer=get_tokenizer("gpt2").as_tiktoken())
-    assert load_tokenizer(tmp_path / "a") is not None
-    with pytest.raises(ConfigError, match="keeps GPT-2's tokenizer or none"):
-        save_checkpoint(tiny_model(), tmp_path / "b", tokenizer=object())
+def test_a_tiktoken_encoding_of_gpt2_is_saved_as_ours_and_any_other_object_refused(
+    tmp_path, letters
+):
+    gpt2 = get_tokenizer("gpt2")
+    model = tiny_model(vocab_size=gpt2.n_vocab)
+    save_checkpoint(model, tmp_path / "a", tokenizer=gpt2.as_tiktoken())
+    assert load_tokenizer(tmp_path / "a") is gpt2
+    foreign = {"pat_str": ".", "mergeable_ranks": {b"a": 0}, "special_tokens": {}}
+    for other in (
+        object(),
+        tiktoken.Encoding("gpt2", **foreign),
+        tiktoken.Encoding("x", **foreign),
+    ):
+        with pytest.raises(ConfigError, match="keeps a gptrs tokenizer, tiktoken's gpt2 or none"):
+            save_checkpoint(model, tmp_path / "b", tokenizer=other)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_model_knows_all_of_its_tokenizers_ids(tmp_path, letters):
+    tokenizer = letters("abc", special_tokens=())
+    with pytest.raises(ConfigError, match="the model has vocab_size 2, and the tokenizer needs 3"):
+        save_checkpoint(tiny_model(vocab_size=2), tmp_path / "a", tokenizer=tokenizer)
+    assert not (tmp_path / "a").exists()
+    save_checkpoint(tiny_model(vocab_size=3), tmp_path / "a", tokenizer=tokenizer)
+    save_checkpoint(tiny_model(vocab_size=4), tmp_path / "b", tokenizer=tokenizer)
+
+
+def test_another_tokenizer_is_refused_before_anything_is_written(tmp_path, letters):
+    save_checkpoint(tiny_model(seed=0), tmp_path, tokenizer=letters("abc"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has another tokenizer, .*char-4"):
+        save_checkpoint(tiny_model(seed=1), tmp_path, tokenizer=letters("abcd"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_checkpoint(tiny_model(seed=1), tmp_path, tokenizer=letters("cab"))
+    assert_same_weights(load_checkpoint(tmp_path)[0], tiny_model(seed=1))
+    assert load_tokenizer(tmp_path) == letters("abc")
+
+
+def test_a_tokenizer_file_that_cannot_be_read_is_not_overwritten(tmp_path, letters):
+    (tmp_path / "tokenizer.json").write_text("another's")
+    with pytest.raises(ConfigError, match=r"only over the same one: .*tokenizer\.json"):
+        save_checkpoint(tiny_model(), tmp_path, tokenizer=letters("abc"))
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    save_checkpoint(tiny_model(), tmp_path)
+    assert load_tokenizer(tmp_path) is None
 
 
 def test_metadata_comes_back_and_must_be_json(tmp_path):
@@ -222,13 +279,13 @@ def test_a_config_that_lacks_a_key_is_damaged(tmp_path):
             load_checkpoint(tmp_path)
 
 
-def test_a_damaged_tokenizer_is_the_checkpoints_error(tmp_path):
-    save_checkpoint(tiny_model(), tmp_path, tokenizer=get_tokenizer("gpt2"))
+def test_a_damaged_tokenizer_is_the_checkpoints_error(tmp_path, letters):
+    save_checkpoint(tiny_model(), tmp_path, tokenizer=letters("abc"))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"damaged: .*tokenizer\.json"):
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_holds_nothing_that_is_pickled(tmp_path):
-    save_checkpoint(tiny_model(), tmp_path, tokenizer=get_tokenizer("gpt2"), metadata={"a": 1})
+def test_a_checkpoint_holds_nothing_that_is_pickled(tmp_path, letters):
+    save_checkpoint(tiny_model(), tmp_path, tokenizer=letters("abc"), metadata={"a": 1})
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

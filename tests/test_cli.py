@@ -46,7 +46,9 @@ def python(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, check=False, **options)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "generate", "tokenize", "params"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "generate", "train-tokenizer", "tokenize", "params"]
+)
 def test_every_command_explains_itself(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
@@ -79,6 +81,13 @@ def test_python_dash_m_is_the_same_command():
         (["tokenize", "nowhere.txt"], "nowhere.txt: no such file"),
         (["tokenize", "a.txt", "--text", "b"], "--text and files exclude each other"),
         (["tokenize", "--text", "x", "--tokenizer", "gpt9"], "no tokenizer is named 'gpt9'"),
+        (["train-tokenizer"], "Missing argument 'DATA...'"),
+        (["train-tokenizer", "nowhere.txt"], "nowhere.txt: no such file or folder"),
+        (["train-tokenizer", __file__], 'kind "bpe" needs a vocab_size'),
+        (["train-tokenizer", __file__, "--vocab-size", "256"], "vocab_size"),
+        (["train-tokenizer", __file__, "--vocab-size", "9", "--kind", "char"], "room for 8"),
+        (["train-tokenizer", __file__, "--kind", "char", "--output", "no/t"], "no folder no"),
+        (["train-tokenizer", __file__, "--kind", "char", "--special-token", ""], "empty"),
         (["params", "gpt9"], "unknown preset 'gpt9'"),
     ],
 )
@@ -120,14 +129,17 @@ def test_ctrl_c_is_exit_code_130(run, checkpoint, monkeypatch):
         ["--version"],
         ["params", "gpt2-124m"],
         ["tokenize", "--text", "Hello"],
+        ["tokenize", __file__, "--count"],
+        ["train-tokenizer", __file__, "--vocab-size", "300"],
+        ["train-tokenizer", __file__, "--kind", "char"],
     ],
 )
-def test_what_needs_no_tensors_does_not_import_torch(arguments):
+def test_what_needs_no_tensors_does_not_import_torch(tmp_path, arguments):
     program = (
         "import sys; from gptrs.cli import main; code = main(sys.argv[1:]);"
         "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(code)"
     )
-    result = python("-c", program, *arguments)
+    result = python("-c", program, *arguments, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"")
 
 
@@ -174,11 +186,31 @@ def test_tokenize_takes_end_of_text_for_special_only_if_asked(run):
     assert run("tokenize", "--text", "<|endoftext|>", "--allow-special")[1] == "50256\n"
 
 
-def test_tokenize_takes_tiktokens_own_encoding(run, monkeypatch):
+def test_tokenize_replaces_what_is_not_utf8_if_asked(run, tmp_path):
+    (tmp_path / "a").write_bytes(b"ab\xff")
+    expected = " ".join(map(str, gptrs.get_tokenizer("gpt2").encode("ab\ufffd")))
+    assert run("tokenize", tmp_path / "a", "--errors", "replace")[1] == f"{expected}\n"
+    assert run("tokenize", "--errors", "replace", stdin=b"ab\xff")[1] == f"{expected}\n"
+    code, _, err = run("tokenize", tmp_path / "a")
+    assert code == 2
+    assert "a: not UTF-8: byte 0xff at offset 2" in err
+
+
+def test_tokenize_takes_files_of_many_parts(run, tmp_path):
+    text = ("word " + "-" * 640) * 14_000
+    (tmp_path / "large.txt").write_text(text)
+    ids = gptrs.get_tokenizer("gpt2").encode(text)
+    assert run("tokenize", tmp_path / "large.txt")[1] == " ".join(map(str, ids)) + "\n"
+    assert run("tokenize", tmp_path / "large.txt", "--count")[1] == f"{len(ids)}\n"
+
+
+def test_tokenize_takes_tiktokens_own_encoding(run, tmp_path, monkeypatch):
     encoding = gptrs.get_tokenizer("gpt2").as_tiktoken()
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: encoding)
-    code, out, _ = run("tokenize", "--text", "Hello, world", "--tokenizer", "tiktoken:gpt2")
-    assert (code, out) == (0, "15496 11 995\n")
+    (tmp_path / "a").write_text("Hello, world")
+    for source in (["--text", "Hello, world"], [tmp_path / "a"]):
+        code, out, _ = run("tokenize", *source, "--tokenizer", "tiktoken:gpt2")
+        assert (code, out) == (0, "15496 11 995\n")
 
 
 def test_params_shows_the_books_124m_model_part_by_part(run):
@@ -259,7 +291,60 @@ def test_train_takes_tiktokens_own_encoding_of_gpt2_and_no_other(run, tmp_path, 
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: other)
     code, _, err = run(*arguments)
     assert code == 2
-    assert "GPT-2's vocabulary only, and tiktoken:gpt2 is letters's" in err
+    assert "tiktoken's gpt2 or none, found <Encoding 'letters'>" in err
+
+
+def test_a_tokenizer_is_learned_used_and_trained_with(run, tmp_path):
+    text = " ".join(f"{number} squared is {number**2}" for number in range(200))
+    (tmp_path / "text.txt").write_text(text)
+    file = tmp_path / "small.json"
+    options = ["--vocab-size", 300, "--special-token", "<|end|>", "--special-token", "<pad>"]
+    code, out, err = run("train-tokenizer", tmp_path, *options[:2], "--output", file)
+    assert (code, err) == (0, "")
+    assert f"300 ids are in {file}" in out
+    assert gptrs.Tokenizer.load(file) == gptrs.train_tokenizer(tmp_path / "text.txt", 300)
+    assert f"gptrs train {tmp_path} --tokenizer {file}" in out
+    ends = run("tokenize", "--text", "<|endoftext|>", "--tokenizer", file, "--allow-special")
+    assert ends == (0, "299\n", "")
+    arguments = ["train", tmp_path, *TINY_RUN, "--tokenizer", file, "--runs", tmp_path / "runs"]
+    assert run(*arguments)[0] == 0
+    model, tokenizer = gptrs.load_checkpoint(tmp_path / "runs" / "train-001")
+    assert model.cfg.vocab_size == tokenizer.n_vocab == 300
+    assert run("generate", "--model", tmp_path / "runs" / "train-001", "--prompt", "one")[0] == 0
+    # A folder takes the file under its usual name, and special tokens are as asked.
+    assert run("train-tokenizer", tmp_path, *options, "--output", tmp_path)[0] == 0
+    learned = gptrs.Tokenizer.load(tmp_path / "tokenizer.json")
+    assert learned.special_tokens_set == {"<|end|>", "<pad>"}
+
+
+def test_characters_are_learned_without_a_size(run, tmp_path):
+    (tmp_path / "text.txt").write_text("hello")
+    output = ["--output", tmp_path / "chars.json"]
+    assert run("train-tokenizer", tmp_path / "text.txt", "--kind", "char", *output)[0] == 0
+    assert run("tokenize", "--text", "hello", "--tokenizer", tmp_path / "chars.json")[1] == (
+        "1 0 2 2 3\n"
+    )
+    (tmp_path / "text.txt").write_text("hallo")
+    code, _, err = run("tokenize", tmp_path / "text.txt", "--tokenizer", tmp_path / "chars.json")
+    assert code == 2
+    assert "text.txt: the character 'a' at byte 1" in err
+
+
+def test_ctrl_c_while_a_tokenizer_is_learned_leaves_the_file_as_it_was(run, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("hello " * 100)
+    (tmp_path / "tokenizer.json").write_text("before")
+
+    def interrupted(*args, on_progress, **kwargs):
+        on_progress(3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptrs.token_commands.learn", interrupted)
+    options = ["--vocab-size", 300, "--output", tmp_path]
+    code, _, err = run("train-tokenizer", tmp_path / "text.txt", *options)
+    assert code == 130
+    assert err.endswith("gptrs: stopped\n")
+    assert (tmp_path / "tokenizer.json").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_without_matplotlib_the_pip_line_stands_in_for_the_picture(run, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import torch
 import gptrs
 from gptrs import Generator, GPTModel, generate_text_simple
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
-from gptrs.generator import TextStream
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 CONTEXT = 16
@@ -121,21 +120,6 @@ def test_a_stream_of_many_tells_which_prompt_a_piece_belongs_to(gen):
     for index, piece in gen.stream(PROMPTS, 12, seed=9):
         texts[index] += piece
     assert texts == [completion.text for completion in whole]
-
-
-def test_a_stream_never_splits_a_character():
-    text = "naïve 中文 🙂 end"
-    for tokenizer in (TOKENIZER, TOKENIZER.as_tiktoken()):
-        stream = TextStream(tokenizer)
-        pieces = [stream.push(token) for token in tokenizer.encode(text)] + [stream.finish()]
-        assert "".join(pieces) == text
-        assert "\ufffd" not in "".join(pieces)
-
-
-def test_half_a_character_at_the_end_is_shown_as_one_replacement():
-    stream = TextStream(TOKENIZER)
-    first_half = TOKENIZER.encode("🙂")[:1]
-    assert stream.push(first_half[0]) + stream.finish() == TOKENIZER.decode(first_half)
 
 
 def test_a_stream_can_be_closed_and_the_generator_goes_on(gen):

@@ -38,6 +38,7 @@ def test_importing_gptrs_loads_neither_torch_nor_numpy():
         "import gptrs.params",
         "import gptrs.text",
         "import gptrs\ngptrs.get_tokenizer('gpt2').encode('Hello')",
+        "import gptrs\ngptrs.StreamDecoder(gptrs.get_tokenizer('gpt2')).push(15496)",
     ],
 )
 def test_settings_and_tokens_load_neither_torch_nor_numpy(statement):

@@ -27,6 +27,15 @@ def test_the_offset_of_the_first_byte_that_is_not_utf8_is_named(good, bad):
         decode_utf8(content, source="here")
 
 
+@given(
+    content=st.lists(st.sampled_from([b"a", b"\xff", b"\xc3", b"\xa9", b"\xe2\x82"])).map(b"".join)
+)
+def test_what_is_not_utf8_is_replaced_if_asked(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "invalid.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_text(file, errors="replace") == content.decode("utf-8", "replace")
+
+
 def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
     with pytest.raises(SourceError, match=r"nowhere\.txt: no such file"):
         read_text(tmp_path / "nowhere.txt")

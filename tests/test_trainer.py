@@ -295,6 +295,12 @@ def test_every_setting_explains_itself():
         assert TrainingConfig.help(field.name).endswith(".")
 
 
+def test_a_tokenizer_that_cannot_be_saved_is_refused_before_the_first_step(model, tokens, tmp_path):
+    with pytest.raises(ConfigError, match="the model has vocab_size 32, and the tokenizer needs"):
+        train(model, tokens, settings(), run_dir=tmp_path, tokenizer=get_tokenizer("gpt2"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_too_few_tokens_and_ids_outside_the_vocabulary_are_named(model, tokens, tmp_path):
     with pytest.raises(DataError, match=r"validation has 5 of 50 tokens; .* needs 9"):
         train(model, tokens[:50], settings(), run_dir=tmp_path)
@@ -364,13 +370,3 @@ def test_the_unigram_loss_is_the_cross_entropy_of_smoothed_counts():
     assert corpus.unigram_loss(split, vocab_size=3) == pytest.approx(
         -(math.log(3 / 6) + math.log(1 / 6)) / 2
     )
-
-
-def test_documents_are_joined_by_an_end_of_text_that_data_cannot_forge():
-    tokenizer = get_tokenizer("gpt2")
-    tokens = corpus.tokenize_documents(["Hello", "", "a<|endoftext|>"], tokenizer)
-    assert tokens.dtype == np.uint16
-    assert tokens.tolist() == [
-        *tokenizer.encode("Hello"), 50256, *tokenizer.encode_ordinary("a<|endoftext|>"), 50256,
-    ]  # fmt: skip
-    assert list(tokens).count(50256) == 2

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from gptrs.model import GPTModel as GPTModel
     from gptrs.sampling import Sampler as Sampler
     from gptrs.sampling import SamplingConfig as SamplingConfig
+    from gptrs.stream_decoder import StreamDecoder as StreamDecoder
     from gptrs.tokenizer import Tokenizer as Tokenizer
     from gptrs.tokenizer import get_tokenizer as get_tokenizer
+    from gptrs.tokenizer import train_tokenizer as train_tokenizer
     from gptrs.training import calc_loss_batch as calc_loss_batch
     from gptrs.training import calc_loss_loader as calc_loss_loader
     from gptrs.training import evaluate_model as evaluate_model
@@ -54,7 +56,8 @@ _EXPORTS = {
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
     "model": ("GPTModel",),
     "sampling": ("Sampler", "SamplingConfig"),
-    "tokenizer": ("Tokenizer", "get_tokenizer"),
+    "stream_decoder": ("StreamDecoder",),
+    "tokenizer": ("Tokenizer", "get_tokenizer", "train_tokenizer"),
     "training": (
         "calc_loss_batch",
         "calc_loss_loader",

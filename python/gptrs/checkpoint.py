@@ -25,7 +25,7 @@ from torch import Tensor
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
 from gptrs.model import GPTModel
-from gptrs.tokenizer import Tokenizer, get_tokenizer
+from gptrs.tokenizer import FILE_NAME, Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -55,24 +55,69 @@ def save_checkpoint(
         metadata: anything JSON can hold, for `load_metadata`.
     Raises:
         CheckpointError: the directory cannot be written.
-        ConfigError: the tokenizer is not GPT-2's, or metadata is not JSON.
+        ConfigError: the tokenizer cannot be saved there, see `check_tokenizer`, or metadata is not
+            JSON. Nothing was written.
     """
     directory = Path(directory)
-    own_tokenizer = None if tokenizer is None else _own_tokenizer(tokenizer)
+    saved = check_tokenizer(tokenizer, model, directory)
     tensors = _tensors_to_save(model)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         weights_file = _write(
             directory, "model-{}.safetensors", lambda path: save_file(tensors, path)
         )
-        if own_tokenizer is not None:
-            # There is one vocabulary, so an older checkpoint's tokenizer is replaced by the same.
-            own_tokenizer.save(directory)
-        manifest = _Manifest(model.cfg, weights_file, own_tokenizer is not None, metadata or {})
+        if saved is not None:
+            # An older checkpoint's tokenizer is replaced by the same.
+            saved.save(directory)
+        manifest = _Manifest(model.cfg, weights_file, saved is not None, metadata or {})
         _write(directory, CONFIG_FILE, lambda path: path.write_text(manifest.to_json(), "utf-8"))
         _remove_leftovers(directory, weights_file)
     except OSError as error:
         raise CheckpointError(f"{directory}: the checkpoint cannot be written: {error}") from error
+
+
+def check_tokenizer(
+    tokenizer: "Tokenizer | tiktoken.Encoding | None", model: GPTModel, directory: str | Path
+) -> Tokenizer | None:
+    """The tokenizer that a checkpoint of `model` in `directory` gets. Writes nothing.
+
+    Raises:
+        ConfigError: it is not ours nor tiktoken's GPT-2; or it has ids that the model does not
+            know; or `directory` has another tokenizer, which other files may depend on.
+    """
+    if tokenizer is None:
+        return None
+    own, vocab_size = own_tokenizer(tokenizer), model.cfg.vocab_size
+    if own.n_vocab > vocab_size:
+        raise ConfigError(
+            f"the model has vocab_size {vocab_size}, and the tokenizer needs {own.n_vocab}: {own!r}"
+        )
+    file = Path(directory) / FILE_NAME
+    if not file.exists():
+        return own
+    try:
+        there = Tokenizer.load(file)
+    except TokenizerError as error:
+        raise ConfigError(f"a tokenizer is saved only over the same one: {error}") from error
+    if there != own:
+        raise ConfigError(f"{file} has another tokenizer, {there!r}, than the model's, {own!r}")
+    return own
+
+
+def own_tokenizer(tokenizer: "Tokenizer | tiktoken.Encoding") -> Tokenizer:
+    """The tokenizer of ours that gives the same ids as `tokenizer`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    gpt2 = get_tokenizer("gpt2")
+    if all(getattr(tokenizer, name, None) == getattr(gpt2, name) for name in ("name", "n_vocab")):
+        return gpt2
+    raise ConfigError(
+        f"a checkpoint keeps a gptrs tokenizer, tiktoken's gpt2 or none, found {tokenizer!r}"
+    )
 
 
 def load_checkpoint(
@@ -193,17 +238,6 @@ def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not _WEIGHTS_FILE.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a weights file")
     return name
-
-
-def _own_tokenizer(tokenizer: "Tokenizer | tiktoken.Encoding") -> Tokenizer:
-    """The tokenizer of ours that gives the same ids as `tokenizer`."""
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    if getattr(tokenizer, "name", None) == "gpt2":
-        return get_tokenizer("gpt2")
-    raise ConfigError(
-        f"a checkpoint keeps GPT-2's tokenizer or none, found {tokenizer!r}: use tokenizer=None"
-    )
 
 
 def _checked_path(directory: Path, name: str) -> Path:

@@ -7,6 +7,8 @@ epoch 1     [1 2 3 4][5 6 7 8]                 from another first token, shuffle
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +17,14 @@ from torch import Tensor
 
 from gptrs.data import GPTDatasetV1
 from gptrs.errors import DataError, TokenIdError
+from gptrs.text import read_text
+from gptrs.tokenizer import end_of_text_id
 
 Tokens = NDArray[np.integer[Any]]
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64 [B, T] each."""
+# So much text is encoded together: enough for many threads, little beside the tokens.
+BATCH_CHARS = 1 << 25
 
 
 class Split(NamedTuple):
@@ -31,6 +37,7 @@ class Split(NamedTuple):
 def tokenize_documents(texts: Iterable[str], tokenizer: Any) -> Tokens:
     """The tokens of all texts, one end-of-text after each; empty texts are left out.
 
+    A tokenizer without `<|endoftext|>` puts nothing there: the texts follow each other directly.
     `<|endoftext|>` in a text is split like any other text: data cannot forge a boundary.
 
     Args:
@@ -38,11 +45,48 @@ def tokenize_documents(texts: Iterable[str], tokenizer: Any) -> Tokens:
     Returns:
         uint16 [N] where the vocabulary allows, else uint32.
     """
+    if hasattr(tokenizer, "encode_batch_to_numpy"):
+        return _joined(chain.from_iterable(_encode_batches(texts, tokenizer)), tokenizer)
+    documents = (tokenizer.encode_to_numpy(text, disallowed_special=()) for text in texts)
+    return _joined(documents, tokenizer)
+
+
+def tokenize_files(files: Iterable[Path], tokenizer: Any) -> Tokens:
+    """What `tokenize_documents` gives for the texts of UTF-8 files; each file is one document.
+
+    Raises:
+        SourceError: a file cannot be read, or is not UTF-8.
+        TokenizerError: a file has a character that the tokenizer does not know.
+    """
+    if not hasattr(tokenizer, "encode_file"):
+        return tokenize_documents(map(read_text, files), tokenizer)
+    documents = (tokenizer.encode_file(file, disallowed_special=()) for file in files)
+    return _joined(documents, tokenizer)
+
+
+def _encode_batches(texts: Iterable[str], tokenizer: Any) -> Iterator[list[Tokens]]:
+    """Each document's tokens, for one batch of documents after another."""
+    batch: list[str] = []
+    room = BATCH_CHARS
+    for text in chain(texts, [None]):
+        if text is not None:
+            batch.append(text)
+            room -= len(text)
+        if batch and (text is None or room <= 0):
+            ids, offsets = tokenizer.encode_batch_to_numpy(batch, disallowed_special=())
+            yield np.split(ids, offsets[1:-1])
+            batch, room = [], BATCH_CHARS
+
+
+def _joined(documents: Iterable[Tokens], tokenizer: Any) -> Tokens:
+    """The documents that have tokens, an end-of-text after each."""
     dtype = np.uint16 if tokenizer.n_vocab <= np.iinfo(np.uint16).max + 1 else np.uint32
+    end_of_text = end_of_text_id(tokenizer)
+    end = np.array([] if end_of_text is None else [end_of_text], dtype=dtype)
     parts = [np.empty(0, dtype=dtype)]
-    for text in filter(None, texts):
-        ids = tokenizer.encode_to_numpy(text, disallowed_special=())
-        parts += [ids.astype(dtype), np.array([tokenizer.eot_token], dtype=dtype)]
+    for ids in documents:
+        if len(ids):
+            parts += [ids.astype(dtype, copy=False), end]
     return np.concatenate(parts)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gptrs import _core
 from gptrs.errors import DataError
-from gptrs.tokenizer import END_OF_TEXT, get_tokenizer
+from gptrs.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +44,8 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
     ceil((N - max_length) / stride) of them, as many as the book's range has steps.
 
     Args:
-        txt: the text itself, never a path. `<|endoftext|>` in it is the special token.
+        txt: the text itself, never a path. `<|endoftext|>` in it is the special token, if the
+            tokenizer has it.
         tokenizer: ours, or anything with tiktoken's `encode`.
         max_length: tokens a window.
         stride: tokens from one window's start to the next.
@@ -225,6 +226,8 @@ def create_dataloader_v1(
 
 def _encode(txt: str, tokenizer: SupportsEncode) -> NDArray[np.uint16] | NDArray[np.uint32]:
     """Token ids, uint16 where they fit and uint32 else."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.encode_to_numpy(txt, allowed_special={END_OF_TEXT}, threads=None)
     encode = getattr(tokenizer, "encode_to_numpy", tokenizer.encode)
     ids = np.asarray(encode(txt, allowed_special={END_OF_TEXT}))
     if ids.dtype == np.uint16:

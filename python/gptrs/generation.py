@@ -18,7 +18,7 @@ from gptrs.tokenizer import END_OF_TEXT
 
 
 def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
-    """Token ids of a text, int64 [1, T]; `<|endoftext|>` in it is the special token."""
+    """Token ids of a text, int64 [1, T]; where `<|endoftext|>` is a special token, it is one id."""
     ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
     return torch.tensor(ids, dtype=torch.int64).unsqueeze(0)
 

@@ -7,7 +7,6 @@ A call is one call into Rust for all new tokens; a stream is the same loop, a st
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from gptrs.errors import ConfigError, GenerationError
 from gptrs.generation import start_loop
 from gptrs.model import GPTModel
 from gptrs.sampling import SamplingConfig, check_seed, fresh_seed
-from gptrs.tokenizer import END_OF_TEXT, get_tokenizer
+from gptrs.stream_decoder import StreamDecoder
+from gptrs.tokenizer import END_OF_TEXT, end_of_text_id, get_tokenizer
 
 Prompt = str | Sequence[int] | Tensor
 FinishReason = Literal["stop", "length"]
@@ -101,7 +101,7 @@ class Generator:
             temperature, top_k, top_p: see SamplingConfig.
             seed: one for all, or one a prompt. Sequence number and position go into each draw, so a
                 sequence's tokens do not depend on its neighbours.
-            eos_id: ends a sequence. "auto": the tokenizer's end-of-text; None: nothing does.
+            eos_id: ends a sequence. "auto": end-of-text, if the tokenizer has it; None: nothing.
         Raises:
             ConfigError: a setting is out of its range.
             GenerationError: an empty prompt, or logits that nothing can be drawn from.
@@ -151,7 +151,7 @@ class Generator:
         return (piece for _, piece in pieces) if isinstance(prompts, str) else pieces
 
     def _pieces(self, run: _core.Generation, num_sequences: int) -> Iterator[tuple[int, str]]:
-        texts = [TextStream(self.tokenizer) for _ in range(num_sequences)]
+        texts = [StreamDecoder(self.tokenizer) for _ in range(num_sequences)]
         while True:
             with _evaluating(self.model):
                 events = run.step()
@@ -183,7 +183,7 @@ class Generator:
         sequences = [ids for ids in map(self._ids, many) for _ in range(num_samples)]
         seeds = _seeds(seed, len(sequences), num_samples)
         if eos_id == "auto":
-            eos_id = getattr(self.tokenizer, "eot_token", None)
+            eos_id = end_of_text_id(self.tokenizer)
         # Inside: whether dropout is off decides whether a cache may be used.
         with _evaluating(self.model):
             run = start_loop(
@@ -206,25 +206,6 @@ class Generator:
         if not all(isinstance(value, Integral) for value in values):
             raise GenerationError(f"a prompt is a text or a sequence of ids, found {prompt!r}")
         return values
-
-
-class TextStream:
-    """Token ids in, text out as soon as it is whole: a character split over tokens waits."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        """The text that this token completes."""
-        if not hasattr(self._tokenizer, "decode_bytes"):
-            text: str = self._tokenizer.decode([token])
-            return text
-        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
-
-    def finish(self) -> str:
-        """What is left of a character that never became whole."""
-        return self._decoder.decode(b"", final=True)
 
 
 def _seeds(seed: int | Sequence[int] | None, num_sequences: int, num_samples: int) -> list[int]:

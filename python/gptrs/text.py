@@ -5,6 +5,7 @@ Python's own help topics are a text that every installation has, for the demo an
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from gptrs.errors import SourceError
 
@@ -12,9 +13,11 @@ TEXT_SUFFIXES = (".txt", ".md")
 """What is read from a folder. A file that is named itself is read whatever it is called."""
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, *, errors: Literal["strict", "replace"] = "strict") -> str:
     """The text of one UTF-8 file, line ends as they are; a byte order mark is dropped.
 
+    Args:
+        errors: "replace" puts U+FFFD in the place of bytes that are not UTF-8.
     Raises:
         SourceError: the file is missing, unreadable, a folder, or not UTF-8 (the message has the
             offset of the first wrong byte, counted from 0).
@@ -28,17 +31,19 @@ def read_text(path: str | Path) -> str:
         raise SourceError(f"{path}: is a folder, not a file") from None
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return decode_utf8(content, source=str(path))
+    return decode_utf8(content, source=str(path), errors=errors)
 
 
-def decode_utf8(content: bytes, *, source: str) -> str:
+def decode_utf8(
+    content: bytes, *, source: str, errors: Literal["strict", "replace"] = "strict"
+) -> str:
     """`content` as text, without a byte order mark; `source` names it in the error.
 
     Raises:
         SourceError: content is not UTF-8.
     """
     try:
-        return content.decode("utf-8").removeprefix("\ufeff")
+        return content.decode("utf-8", errors).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise SourceError(

@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer: text to ids and back, in Rust, with the vocabulary compiled in.
+"""Tokenizers: text to ids and back, in Rust. GPT-2's, whose vocabulary is compiled in, or trained.
 
 >>> tokenizer = get_tokenizer("gpt2")
 >>> tokenizer.encode("Hello, I am")
@@ -6,37 +6,41 @@
 >>> tokenizer.decode([15496, 11, 314, 716])
 'Hello, I am'
 
-Ids equal those of `tiktoken.get_encoding("gpt2")` for every text, and the methods are named as
-tiktoken's, so either works wherever gptrs takes a tokenizer. Nothing here uses the network, except
-`get_tokenizer("tiktoken:...")`. Importing this module imports neither NumPy nor tiktoken nor torch.
+GPT-2's ids equal those of `tiktoken.get_encoding("gpt2")` for every text, and the methods are named
+as tiktoken's, so either works wherever gptrs takes a tokenizer. Nothing here uses the network,
+except `get_tokenizer("tiktoken:...")`. Importing this module imports neither NumPy nor tiktoken nor
+torch.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, overload
 
-from gptrs import tokenizer_json
-from gptrs._core import Gpt2Tokenizer
-from gptrs.errors import TokenizerError
+from gptrs import _core
+from gptrs.errors import ConfigError, TokenizerError
+from gptrs.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import tiktoken
 
+END_OF_TEXT: Final = "<|endoftext|>"
+"""GPT-2's one special token as it is written in a text; trained tokenizers have it by default."""
+
+FILE_NAME: Final = "tokenizer.json"
+"""The file in which Hugging Face's libraries keep a tokenizer."""
+
+Special = Literal["all"] | Collection[str]
+"""A set of strings, or "all"."""
+
 _TIKTOKEN_PREFIX: Final = "tiktoken:"
 
 # GPT-2's pattern as tiktoken writes it: possessive, so that it never backtracks.
 _PATTERN: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
-_CORE: Final = Gpt2Tokenizer()
-
-END_OF_TEXT: Final[str] = _CORE.END_OF_TEXT
-"""GPT-2's one special token as it is written in a text: `<|endoftext|>`."""
 
 
 class SupportsToList(Protocol):
@@ -47,27 +51,49 @@ class SupportsToList(Protocol):
 
 
 class Tokenizer:
-    """GPT-2's byte-pair encoding: 50,257 ids, of which the last is `<|endoftext|>`.
+    """A vocabulary of at most 65,536 ids, with the special tokens last.
 
-    It has no state: threads may share it, and it pickles to its name.
+    Made by `get_tokenizer`, `Tokenizer.load` or `train_tokenizer`. Threads may share it: encoding
+    releases the GIL. It remembers words that it has seen, at most some 16 MB a thread.
     """
 
-    __slots__ = ()
+    __slots__ = ("_core", "_tiktoken", "name", "special_tokens_set")
 
-    name: Final = "gpt2"
-    n_vocab: Final = _CORE.N_VOCAB
-    """The number of ids: they run from 0 to `max_token_value`."""
-    max_token_value: Final = _CORE.N_VOCAB - 1
-    eot_token: Final = _CORE.END_OF_TEXT_ID
-    """The id of `<|endoftext|>`, 50256."""
-    special_tokens_set: Final = frozenset({END_OF_TEXT})
+    def __init__(self, core: _core.Tokenizer, name: str) -> None:
+        self._core = core
+        self._tiktoken: tiktoken.Encoding | None = None
+        self.name = name
+        self.special_tokens_set = frozenset(core.special_tokens)
+
+    @property
+    def n_vocab(self) -> int:
+        """The number of ids: they run from 0 to `max_token_value`."""
+        return self._core.n_vocab
+
+    @property
+    def max_token_value(self) -> int:
+        """The last id."""
+        return self.n_vocab - 1
+
+    @property
+    def eot_token(self) -> int | None:
+        """The id of `<|endoftext|>`, for GPT-2 50256; None if this tokenizer has no such token."""
+        special = self._core.special_tokens
+        if END_OF_TEXT not in special:
+            return None
+        return self.n_vocab - len(special) + special.index(END_OF_TEXT)
+
+    @property
+    def kind(self) -> Literal["bpe", "char"]:
+        """Byte-pair encoding, or a token a character."""
+        return self._core.kind
 
     def encode(
         self,
         text: str,
         *,
-        allowed_special: Literal["all"] | Collection[str] = frozenset(),
-        disallowed_special: Literal["all"] | Collection[str] = "all",
+        allowed_special: Special = frozenset(),
+        disallowed_special: Special = "all",
     ) -> list[int]:
         """The ids of `text`.
 
@@ -80,33 +106,120 @@ class Tokenizer:
                 that is not allowed, `()` is none: what is not allowed then is ordinary text.
 
         Raises:
-            TokenizerError: `text` contains a disallowed string.
+            TokenizerError: `text` contains a disallowed string, a run of over 64 MiB without a
+                break, or, if this is a tokenizer of characters, one that it does not know.
         """
         allowed, disallowed = self._special(allowed_special, disallowed_special)
         text = _checked(text)
         try:
-            return _CORE.encode(text, allowed, disallowed)
+            return self._core.encode(text, allowed, disallowed)
         except UnicodeEncodeError:
-            return _CORE.encode(_repaired(text), allowed, [*map(_repaired, disallowed)])
+            return self._core.encode(_repaired(text), allowed, [*map(_repaired, disallowed)])
 
     def encode_to_numpy(
         self,
         text: str,
         *,
-        allowed_special: Literal["all"] | Collection[str] = frozenset(),
-        disallowed_special: Literal["all"] | Collection[str] = "all",
+        allowed_special: Special = frozenset(),
+        disallowed_special: Special = "all",
+        threads: int | None = 1,
     ) -> npt.NDArray[np.uint16]:
-        """The ids of `text` as `encode` gives them, in a uint16 array: no list is made."""
+        """The ids of `text` as `encode` gives them, in a uint16 array: no list is made.
+
+        Args:
+            threads: how many threads encode a text of some megabytes, with the same result; None is
+                one for each processor.
+        """
         allowed, disallowed = self._special(allowed_special, disallowed_special)
         text = _checked(text)
         try:
-            return _CORE.encode_to_numpy(text, allowed, disallowed)
+            return self._core.encode_to_numpy(text, allowed, disallowed, threads)
         except UnicodeEncodeError:
-            return _CORE.encode_to_numpy(_repaired(text), allowed, [*map(_repaired, disallowed)])
+            disallowed = [*map(_repaired, disallowed)]
+            return self._core.encode_to_numpy(_repaired(text), allowed, disallowed, threads)
+
+    def encode_batch_to_numpy(
+        self,
+        texts: Sequence[str],
+        *,
+        allowed_special: Special = frozenset(),
+        disallowed_special: Special = "all",
+        threads: int | None = None,
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+        """The ids of many texts one after the other, and where each text's begin.
+
+        Args:
+            threads: how many threads share the texts; None is one for each processor.
+
+        Returns:
+            ids: uint16 [N].
+            offsets: int64 [len(texts) + 1]; text i has `ids[offsets[i]:offsets[i + 1]]`.
+        """
+        allowed, disallowed = self._special(allowed_special, disallowed_special)
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of str, found a str")
+        texts = [_checked(text) for text in texts]
+        try:
+            return self._core.encode_batch_to_numpy(texts, allowed, disallowed, threads)
+        except UnicodeEncodeError:
+            texts, disallowed = [*map(_repaired, texts)], [*map(_repaired, disallowed)]
+            return self._core.encode_batch_to_numpy(texts, allowed, disallowed, threads)
+
+    def encode_file(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        allowed_special: Special = frozenset(),
+        disallowed_special: Special = "all",
+        errors: Literal["strict", "replace"] = "strict",
+        threads: int | None = None,
+    ) -> npt.NDArray[np.uint16]:
+        """The ids of a UTF-8 file, never in memory as a whole; a byte order mark is dropped.
+
+        Args:
+            disallowed_special: as for `encode`, but strings without whitespace.
+            errors: "replace" puts U+FFFD in the place of bytes that are not UTF-8.
+            threads: how many threads encode; None is one for each processor.
+
+        Raises:
+            SourceError: the file cannot be read, or is not UTF-8 (the message has the offset).
+            TokenizerError: as for `encode`.
+        """
+        return self._file(path, allowed_special, disallowed_special, errors, threads).rest()
+
+    def encode_file_parts(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        allowed_special: Special = frozenset(),
+        disallowed_special: Special = "all",
+        errors: Literal["strict", "replace"] = "strict",
+        threads: int | None = None,
+    ) -> Iterator[npt.NDArray[np.uint16]]:
+        """What `encode_file` returns, in arrays of a few million ids, one after the other.
+
+        Takes less than 64 MB, whatever the size of the file.
+        """
+        return self._file(path, allowed_special, disallowed_special, errors, threads)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of `text`, in which `<|endoftext|>` is nothing special."""
+        """The ids of `text`, in which no special token is special."""
         return self.encode(text, disallowed_special=())
+
+    def count(
+        self,
+        text: str,
+        *,
+        allowed_special: Special = frozenset(),
+        disallowed_special: Special = "all",
+    ) -> int:
+        """`len(encode(...))`, without the ids."""
+        allowed, disallowed = self._special(allowed_special, disallowed_special)
+        text = _checked(text)
+        try:
+            return self._core.count(text, allowed, disallowed)
+        except UnicodeEncodeError:
+            return self._core.count(_repaired(text), allowed, [*map(_repaired, disallowed)])
 
     def decode(self, ids: Iterable[int] | SupportsToList, errors: str = "replace") -> str:
         """The text that `ids` stand for.
@@ -122,16 +235,39 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int] | SupportsToList) -> bytes:
         """The bytes that `ids` stand for, valid UTF-8 or not; arguments and errors of `decode`."""
-        # The core reads a uint16 array's memory as it is. Other arrays and tensors become lists:
-        # going through their items one object at a time is slow.
-        items: Any = ids
-        if hasattr(items, "tolist") and str(getattr(items, "dtype", "")) != "uint16":
-            items = items.tolist()
-        return _CORE.decode_bytes(items)
+        return self._core.decode_bytes(_plain(ids))
+
+    def decode_with_offsets(self, ids: Iterable[int] | SupportsToList) -> tuple[str, list[int]]:
+        """The text that `ids` stand for, and for each id the character in which it begins.
+
+        Raises:
+            TokenIdError: an id is outside the vocabulary.
+            UnicodeDecodeError: the ids do not end with a character, so there is no such text.
+        """
+        content, offsets = self._core.decode_with_offsets(_plain(ids))
+        return content.decode("utf-8"), offsets
 
     def as_tiktoken(self) -> tiktoken.Encoding:
-        """A real `tiktoken.Encoding` with this vocabulary, made without the network."""
-        return _tiktoken_encoding()
+        """A real `tiktoken.Encoding` with this vocabulary, made without the network.
+
+        Raises:
+            TokenizerError: this is a tokenizer of characters, which tiktoken does not have.
+        """
+        if self._tiktoken is None:
+            if self.kind != "bpe":
+                raise TokenizerError(f"tiktoken has byte-pair encodings only, and this is {self}")
+            import tiktoken
+
+            ranks = self._core.ranks()
+            special = zip(self._core.special_tokens, range(len(ranks), self.n_vocab), strict=True)
+            self._tiktoken = tiktoken.Encoding(
+                self.name,
+                pat_str=_PATTERN,
+                mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
+                special_tokens=dict(special),
+                explicit_n_vocab=self.n_vocab,
+            )
+        return self._tiktoken
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a `tokenizer.json` that Hugging Face's libraries read, whole or not at all.
@@ -145,10 +281,8 @@ class Tokenizer:
         Raises:
             OSError: the file cannot be written.
         """
-        file = Path(path)
-        if file.is_dir():
-            file /= tokenizer_json.FILE_NAME
-        tokenizer_json.write(file, _CORE)
+        file = _in_directory(path)
+        write_whole(file, self._core.to_json().encode())
         return file
 
     @staticmethod
@@ -156,33 +290,103 @@ class Tokenizer:
         """The tokenizer in a `tokenizer.json`, or in a directory that holds one.
 
         Raises:
-            TokenizerError: there is none, or it is not GPT-2's, the only one supported.
+            TokenizerError: there is none, or it is damaged or of a kind that is not supported.
         """
-        file = Path(path)
-        if file.is_dir():
-            file /= tokenizer_json.FILE_NAME
-        tokenizer_json.check(file, _CORE)
-        return _GPT2
+        file = _in_directory(path)
+        try:
+            return _named(_core.Tokenizer.from_json(file.read_bytes()))
+        except OSError as error:
+            raise TokenizerError(f"{file} cannot be read: {error.strerror or error}") from error
+        except TokenizerError as error:
+            raise TokenizerError(f"{file}: {error}") from error
 
-    def _special(
+    def _file(
         self,
-        allowed: Literal["all"] | Collection[str],
-        disallowed: Literal["all"] | Collection[str],
-    ) -> tuple[list[str], list[str]]:
+        path: str | os.PathLike[str],
+        allowed: Special,
+        disallowed: Special,
+        errors: str,
+        threads: int | None,
+    ) -> _core.FileEncoder:
+        if errors not in ("strict", "replace"):
+            raise ConfigError(f'errors is "strict" or "replace", found {errors!r}')
+        special = self._special(allowed, disallowed)
+        if spaced := [token for token in special[1] if any(map(str.isspace, token))]:
+            raise ConfigError(f"in a file, strings with whitespace cannot be disallowed: {spaced}")
+        replace = errors == "replace"
+        return _core.FileEncoder(self._core, Path(path), *special, replace=replace, threads=threads)
+
+    def _special(self, allowed: Special, disallowed: Special) -> tuple[list[str], list[str]]:
         """Both sets as lists, with "all" spelled out. Like tiktoken, allows what it never finds."""
         special = self.special_tokens_set
         allowed = _strings("allowed_special", allowed, all_of=special)
         disallowed = _strings("disallowed_special", disallowed, all_of=special.difference(allowed))
         return list(special.intersection(allowed)), list(disallowed)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both give the same ids for every text."""
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self is other or self._core.fingerprint() == other._core.fingerprint()
+
+    def __hash__(self) -> int:
+        return hash((self.n_vocab, self.special_tokens_set))
+
     def __repr__(self) -> str:
         return f"<Tokenizer {self.name!r}: {self.n_vocab} ids>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return get_tokenizer, (self.name,)
+        if self is _GPT2:
+            return get_tokenizer, (self.name,)
+        return _from_json, (self._core.to_json().encode(),)
 
 
-_GPT2: Final = Tokenizer()
+_GPT2: Final = Tokenizer(_core.Tokenizer.gpt2(), "gpt2")
+
+
+def train_tokenizer(
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    vocab_size: int | None,
+    *,
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    kind: Literal["bpe", "char"] = "bpe",
+    threads: int | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> Tokenizer:
+    """Learns a tokenizer from UTF-8 files; the same files give the same tokenizer.
+
+    "bpe" splits with GPT-2's pattern and merges the most frequent pair, again and again; of equals
+    the one with the lower ids. "char" has the text's characters, sorted.
+
+    Args:
+        vocab_size: the number of ids, at most 65,536: for "bpe" the 256 bytes, the merges and the
+            special tokens; for "char" an upper bound, or None.
+        special_tokens: the last ids, in this order; no whitespace in them. Written in a text, they
+            end a document: nothing is learned from them.
+        threads: how many threads count words; None is one for each processor.
+        on_progress: called with the number of merges so far, several times a second.
+
+    Raises:
+        ConfigError: vocab_size is too small or too large for the special tokens, or kind is none.
+        SourceError: a file cannot be read, or is not UTF-8.
+        TokenizerError: the text supports no such vocabulary, or these are no special tokens.
+    """
+    several = [files] if isinstance(files, (str, os.PathLike)) else files
+    paths = [Path(path) for path in several]
+    if isinstance(special_tokens, str):
+        raise TypeError(f"special_tokens must be a sequence of str, found {special_tokens!r}")
+    if vocab_size is not None and vocab_size < 1:
+        raise ConfigError(f"vocab_size is at least 1, found {vocab_size}")
+    special = list(special_tokens)
+    if kind == "char":
+        return _named(_core.train_char(paths, vocab_size, special))
+    if kind != "bpe":
+        raise ConfigError(f'kind is "bpe" or "char", found {kind!r}')
+    if vocab_size is None:
+        raise ConfigError('kind "bpe" needs a vocab_size')
+    return _named(
+        _core.train_bpe(paths, vocab_size, special, threads=threads, on_progress=on_progress)
+    )
 
 
 @overload
@@ -195,10 +399,10 @@ def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken
     Args:
         spec: "gpt2"; "tiktoken:NAME" for one of tiktoken's own encodings, which tiktoken fetches
             from the network or its cache; or the path of a `tokenizer.json`, or of a directory that
-            holds one. Only GPT-2's vocabulary is supported in a file.
+            holds one.
 
     Raises:
-        TokenizerError: there is no such tokenizer, or a file holds another vocabulary.
+        TokenizerError: there is no such tokenizer, or a file holds one that is not supported.
     """
     if spec == "gpt2":
         return _GPT2
@@ -209,8 +413,17 @@ def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken
         return Tokenizer.load(path)
     raise TokenizerError(
         f"no tokenizer is named {path!r}, and no such path exists: expected 'gpt2', "
-        f"'tiktoken:gpt2' or the path of a {tokenizer_json.FILE_NAME}"
+        f"'tiktoken:gpt2' or the path of a {FILE_NAME}"
     )
+
+
+def end_of_text_id(tokenizer: Any) -> int | None:
+    """The id of `<|endoftext|>` in a tokenizer, ours or another's; None if it has none."""
+    try:
+        token_id: int | None = tokenizer.eot_token
+    except (AttributeError, KeyError):  # The second is tiktoken's.
+        return None
+    return token_id
 
 
 def _from_tiktoken(name: str) -> tiktoken.Encoding:
@@ -229,17 +442,30 @@ def _from_tiktoken(name: str) -> tiktoken.Encoding:
         ) from error
 
 
-@functools.cache
-def _tiktoken_encoding() -> tiktoken.Encoding:
-    import tiktoken
+def _named(core: _core.Tokenizer) -> Tokenizer:
+    """GPT-2's tokenizer, if this is it; else one named after its kind and size."""
+    if core.n_vocab == _GPT2.n_vocab and core.fingerprint() == _GPT2._core.fingerprint():
+        return _GPT2
+    return Tokenizer(core, f"{core.kind}-{core.n_vocab}")
 
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=_PATTERN,
-        mergeable_ranks={token: rank for rank, token in enumerate(_CORE.ranks())},
-        special_tokens={END_OF_TEXT: _CORE.END_OF_TEXT_ID},
-        explicit_n_vocab=_CORE.N_VOCAB,
-    )
+
+def _from_json(content: bytes) -> Tokenizer:
+    return _named(_core.Tokenizer.from_json(content))
+
+
+def _in_directory(path: str | os.PathLike[str]) -> Path:
+    return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
+
+
+def _plain(ids: Iterable[int] | SupportsToList) -> Any:
+    """What the core reads: a uint16 array's memory as it is.
+
+    Other arrays and tensors become lists: going through their items one by one is slow.
+    """
+    items: Any = ids
+    if hasattr(items, "tolist") and str(getattr(items, "dtype", "")) != "uint16":
+        return items.tolist()
+    return items
 
 
 def _checked(text: str) -> str:

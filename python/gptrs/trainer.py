@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from gptrs import corpus
-from gptrs.checkpoint import RUN_FOLDER, save_checkpoint
+from gptrs.checkpoint import RUN_FOLDER, check_tokenizer, save_checkpoint
 from gptrs.corpus import Batch, Tokens
 from gptrs.devices import Precision, choose_device, choose_precision
 from gptrs.errors import TrainingError
@@ -102,11 +102,12 @@ def train(
     Args:
         tokens: ids in 0..vocab_size - 1, uint16 or uint32 [N].
         run_dir: where `checkpoint/` and `metrics.jsonl` go; made if missing.
-        tokenizer: saved with the checkpoint, and needed for bits per byte.
+        tokenizer: saved with the checkpoint, and needed for bits per byte. Its ids are all in the
+            model's vocabulary.
         on_evaluation: called after each evaluation, before the first step too, with the model in
             eval mode. Its time counts towards `minutes`.
     Raises:
-        ConfigError: the device or dtype is not available here.
+        ConfigError: the device or dtype is not available here, or the tokenizer cannot be saved.
         DataError: too few tokens for one window of the model's context_length.
         TokenIdError: a token id is outside the model's vocabulary.
         TrainingError: the loss or the gradient is NaN or infinite; the message names the last good
@@ -148,6 +149,7 @@ class _Run:
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.run_dir, self.checkpoint = run_dir, run_dir / RUN_FOLDER
         self.on_evaluation = on_evaluation
+        check_tokenizer(tokenizer, model, self.checkpoint)  # Not only after the first steps.
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.dtype, self.device)
         self._prepare_data(tokens)

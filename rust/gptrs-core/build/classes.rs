@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use regex_syntax::hir::{Class, HirKind};
 
-use crate::layout::{CLASS_BLOCK, LETTER, NUMBER, SPACE, SYMBOL};
+use crate::tokenizer::layout::{CLASS_BLOCK, LETTER, NUMBER, SPACE, SYMBOL};
 
 /// A class code for every code point, in blocks of `CLASS_BLOCK` that are stored once each:
 /// (u8 number of each block in order, u8 codes of the distinct blocks).

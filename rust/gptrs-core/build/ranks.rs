@@ -8,17 +8,13 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::layout::NUM_RANKS;
+use crate::tokenizer::layout::{BYTES, NUM_BYTES};
+
+/// Tokens that merging can reach: all of GPT-2's but `<|endoftext|>`.
+const NUM_RANKS: usize = 50_256;
 
 /// SHA-256 of `r50k_base.tiktoken`, the value that tiktoken itself expects.
 const RANKS_SHA256: &str = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930";
-
-/// Two neighbouring tokens and the token they become.
-pub struct Merge {
-    pub left: u16,
-    pub right: u16,
-    pub merged: u16,
-}
 
 /// The bytes of every token; a token's index is its rank, and its id.
 pub fn tokens() -> Result<Vec<Vec<u8>>, String> {
@@ -39,29 +35,28 @@ pub fn tokens() -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// One merge for every token that is not a single byte, in order of rank.
+/// The pair of ids that each token but the single bytes is merged from, in order of rank.
 ///
 /// tiktoken merges any two neighbours whose bytes together are a token. It suffices to know, for
 /// each token, the one pair that merging by lowest rank reaches: were another pair of tokens to
 /// stand side by side with the same bytes, merging those bytes alone would reach it too.
-pub fn merges(tokens: &[Vec<u8>]) -> Result<Vec<Merge>, String> {
-    let mut byte_ids = HashMap::new();
-    let mut ids = HashMap::new();
+pub fn merges(tokens: &[Vec<u8>]) -> Result<Vec<(u16, u16)>, String> {
+    let mut ids: HashMap<(u16, u16), u16> = HashMap::new();
     let mut merges = Vec::new();
-    for (token, merged) in tokens.iter().zip(0u16..) {
-        if let &[byte] = token.as_slice() {
-            byte_ids.insert(byte, merged);
-            continue;
-        }
-        let mut parts: Vec<u16> = token.iter().map(|byte| byte_ids[byte]).collect();
+    for (token, merged) in tokens.iter().zip(0u16..).skip(NUM_BYTES) {
+        let mut parts: Vec<u16> = token.iter().map(byte_id).collect();
         merge_fully(&mut parts, &ids);
         let &[left, right] = parts.as_slice() else {
             return Err(format!("token {merged} is not a merge of two earlier tokens: {parts:?}"));
         };
         ids.insert((left, right), merged);
-        merges.push(Merge { left, right, merged });
+        merges.push((left, right));
     }
     Ok(merges)
+}
+
+fn byte_id(byte: &u8) -> u16 {
+    BYTES.iter().zip(0..).find_map(|(other, id)| (other == byte).then_some(id)).unwrap_or(0)
 }
 
 /// Merges the leftmost pair of lowest rank until no neighbours are a pair in `ids`.

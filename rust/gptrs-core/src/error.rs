@@ -88,8 +88,48 @@ pub enum Error {
         /// Where it stands among the ids.
         index: usize,
         /// The last id of the vocabulary.
-        last: u16,
+        last: usize,
     },
+    /// A run of text without a break that is too long to be encoded.
+    #[error(
+        "the piece of text that starts at byte {offset} has more than {longest} bytes without a \
+         break"
+    )]
+    PieceTooLong {
+        /// Where it starts, in bytes.
+        offset: usize,
+        /// The most bytes that a piece may have.
+        longest: usize,
+    },
+    /// A character that the vocabulary does not have.
+    #[error("the character {char:?} at byte {offset} is not in the tokenizer's vocabulary")]
+    UnknownCharacter {
+        /// The character.
+        char: char,
+        /// Where it stands, in bytes.
+        offset: usize,
+    },
+    /// A file that cannot be opened or read.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the operating system says.
+        reason: String,
+    },
+    /// A file that is not text.
+    #[error("{path}: not UTF-8: byte 0x{byte:02x} at offset {offset}")]
+    NotUtf8 {
+        /// The file.
+        path: String,
+        /// The first byte that is wrong.
+        byte: u8,
+        /// Where it stands in the file.
+        offset: usize,
+    },
+    /// The caller's check ended the work, and knows why.
+    #[error("the work was stopped")]
+    Stopped,
     /// A text has a special token that it may not have.
     #[error(
         "the text has the special token {token:?} at character {offset}; allow it with \
@@ -101,4 +141,59 @@ pub enum Error {
         /// How many characters come before it.
         offset: usize,
     },
+    /// Numbers that describe no tokenizer.
+    #[error("no tokenizer can be made of this: {0}")]
+    TokenizerDescription(String),
+    /// A `tokenizer.json` that is damaged, or of a tokenizer that is not supported.
+    #[error("the tokenizer's file cannot be used: {0}")]
+    TokenizerFile(String),
+    /// A vocabulary of a size that cannot be learned.
+    #[error(
+        "vocab_size is {least}..={most}, found {found}: it counts the single bytes of a byte-pair \
+         encoding, and the special tokens"
+    )]
+    VocabSize {
+        /// The size asked for.
+        found: usize,
+        /// The bytes and the special tokens.
+        least: usize,
+        /// What 16 bits can count.
+        most: usize,
+    },
+    /// A text too small for the vocabulary.
+    #[error("vocab_size is {asked}, but the text has pairs to merge for {found} ids only")]
+    TooFewPairs {
+        /// The ids asked for.
+        asked: usize,
+        /// The ids there are when every word is one token.
+        found: usize,
+    },
+    /// A text with more characters than ids.
+    #[error("the text has {found} distinct characters; the vocabulary has room for {room}")]
+    TooManyChars {
+        /// The characters.
+        found: usize,
+        /// The ids that are not special tokens.
+        room: usize,
+    },
+    /// A text whose distinct words cannot be numbered.
+    #[error("the text's distinct words have {found} bytes; at most {most} can be learned from")]
+    TooManyWords {
+        /// Their bytes, and one more for each.
+        found: usize,
+        /// The most there may be.
+        most: usize,
+    },
+}
+
+impl Error {
+    /// The same error of a text that starts `bytes` later.
+    #[must_use]
+    pub fn moved_by(mut self, bytes: usize) -> Self {
+        if let Self::PieceTooLong { offset, .. } | Self::UnknownCharacter { offset, .. } = &mut self
+        {
+            *offset += bytes;
+        }
+        self
+    }
 }

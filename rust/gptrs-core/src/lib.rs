@@ -10,30 +10,31 @@
 //! ```
 //! use gptrs_core::generate::{Extend, Generation, Limits, Logits, NextLogits, Plan, Request};
 //! use gptrs_core::sampling::SamplingConfig;
-//! use gptrs_core::{Error, Windows, tokenizer};
+//! use gptrs_core::{Error, Tokenizer, Windows};
 //!
-//! let ids = tokenizer::encode_ordinary("one two three four five");
+//! let tokenizer = Tokenizer::gpt2();
+//! let ids = tokenizer.encode_ordinary("one two three four five")?;
 //! let windows = Windows::new(ids.len(), 2, 1)?;
 //! let (mut inputs, mut targets) = ([0; 2], [0; 2]);
 //! windows.fill(&ids, &[-1], &mut inputs, &mut targets)?;
-//! assert_eq!(tokenizer::decode(targets.map(|id| id as u16))?, b" four five");
+//! assert_eq!(tokenizer.decode(&targets.map(|id| id as u16))?, b" four five");
 //!
 //! struct KnowsTheText(Vec<u16>, Vec<f32>);
 //!
 //! impl NextLogits for KnowsTheText {
 //!     type Error = Error;
 //!     fn limits(&self) -> Limits {
-//!         Limits { vocab_size: tokenizer::N_VOCAB, context_length: 8, slots: 1 }
+//!         Limits { vocab_size: 50_257, context_length: 8, slots: 1 }
 //!     }
 //!     fn extend(&mut self, work: &[Extend<'_>]) -> Result<(), Error> {
 //!         let last = work[0].tokens.last().copied().unwrap_or_default();
 //!         let at = self.0.iter().position(|&id| u32::from(id) == last).unwrap_or_default();
-//!         self.1 = vec![0.0; tokenizer::N_VOCAB];
+//!         self.1 = vec![0.0; 50_257];
 //!         self.1[usize::from(self.0[at + 1])] = 1.0;
 //!         Ok(())
 //!     }
 //!     fn logits(&self) -> Logits<'_> {
-//!         Logits::F32(&self.1, tokenizer::N_VOCAB)
+//!         Logits::F32(&self.1, 50_257)
 //!     }
 //!     fn copy(&mut self, _: usize, _: usize, _: usize) -> Result<(), Error> {
 //!         Ok(())
@@ -48,8 +49,8 @@
 //! let prompt = vec![u32::from(ids[0]), u32::from(ids[1])];
 //! let requests = vec![Request { prompt, seed: 0, sequence: 0 }];
 //! let outputs = Generation::new(KnowsTheText(ids, vec![]), plan, requests)?.run().unwrap();
-//! let new = outputs[0].tokens.iter().map(|&id| id as u16);
-//! assert_eq!(tokenizer::decode(new)?, b" three four five");
+//! let new: Vec<u16> = outputs[0].tokens.iter().map(|&id| id as u16).collect();
+//! assert_eq!(tokenizer.decode(&new)?, b" three four five");
 //! # Ok::<(), Error>(())
 //! ```
 
@@ -61,4 +62,5 @@ pub mod tokenizer;
 mod windows;
 
 pub use error::{Error, Result};
+pub use tokenizer::Tokenizer;
 pub use windows::Windows;

@@ -1,240 +1,287 @@
-//! GPT-2's byte-pair encoding. Ids equal those of tiktoken's `gpt2` for every input.
+//! Text to token ids and back: GPT-2's byte-pair encoding, or a vocabulary that was trained.
 //!
 //! ```text
 //!   "It's hot<|endoftext|>"
 //!     │ special    "It's hot" │ <|endoftext|>        a special token ends a segment
-//!     │ split      It │ 's │ ␣hot                     GPT-2's pattern, by hand
-//!     │ vocab      1026  338   3024                  a whole piece that is a token
-//!     ▼ merge      (none here)                       any other piece: pairs, by lowest rank
+//!     │ split      It │ 's │ ␣hot                    GPT-2's pattern, 64 bytes at a time
+//!     │ probe      1026  338   3024                  a piece that was seen before
+//!     ▼ merge      (none here)                       any other: pairs, by lowest rank
 //!   [1026, 338, 3024, 50256]
 //! ```
 //!
-//! The vocabulary and the Unicode tables are read-only data that `build.rs` made: there is nothing
-//! to load, so a tokenizer has no state, and every thread may use it. No input panics, overflows
-//! the stack or takes quadratic time.
+//! Ids of `Tokenizer::gpt2` equal those of tiktoken's `gpt2` for every input. Its vocabulary and the
+//! Unicode tables are read-only data that `build.rs` made: there is nothing to load. No input
+//! panics, overflows the stack or takes quadratic time.
 //!
 //! ```
-//! use gptrs_core::tokenizer::{self, END_OF_TEXT, END_OF_TEXT_ID};
+//! use gptrs_core::tokenizer::{END_OF_TEXT, Tokenizer};
 //!
-//! let ids = tokenizer::encode_ordinary("Hello, I am");
+//! let tokenizer = Tokenizer::gpt2();
+//! let ids = tokenizer.encode_ordinary("Hello, I am")?;
 //! assert_eq!(ids, [15496, 11, 314, 716]);
-//! assert_eq!(tokenizer::decode(ids.iter().copied())?, b"Hello, I am");
+//! assert_eq!(tokenizer.decode(&ids)?, b"Hello, I am");
 //!
 //! // A special token in the text is refused unless it is allowed …
 //! let text = "first<|endoftext|>second";
-//! let error = tokenizer::encode(text, &[], &[END_OF_TEXT]).unwrap_err();
+//! let error = tokenizer.encode(text, &[], &[END_OF_TEXT]).unwrap_err();
 //! assert!(error.to_string().starts_with("the text has the special token"));
-//! let ids = tokenizer::encode(text, &[END_OF_TEXT], &[])?;
-//! assert_eq!(ids, [11085, END_OF_TEXT_ID, 12227]);
+//! assert_eq!(tokenizer.encode(text, &[END_OF_TEXT], &[])?, [11085, 50256, 12227]);
 //!
 //! // … or encoded like any other text.
-//! assert_eq!(tokenizer::encode(text, &[], &[])?.len(), 9);
+//! assert_eq!(tokenizer.encode(text, &[], &[])?.len(), 9);
 //! # Ok::<(), gptrs_core::Error>(())
 //! ```
 
+mod cache;
+mod chars;
+mod classes;
+pub mod description;
+mod encode;
+pub mod file;
 mod layout;
+mod memory;
 mod merge;
+mod pack;
+mod parallel;
+mod simd;
+mod special;
 mod split;
 mod tables;
+mod text_file;
+pub mod train;
 mod vocab;
+mod worker;
 
-use memchr::memmem;
-
+pub use simd::Isa;
+pub use special::refuse_special;
 pub use split::split;
-pub use vocab::merges;
+pub use text_file::{OnInvalid, TextFile};
 
 use crate::{Error, Result};
-
-/// How many ids there are: 50,000 merges, 256 single bytes and one special token.
-pub const N_VOCAB: usize = layout::NUM_RANKS + 1;
+use chars::Chars;
+use description::{Description, Model};
+use memory::room_for_ids;
+use pack::Tables;
+use vocab::{GPT2, Vocab};
+use worker::{Pool, Worker};
 
 /// GPT-2's one special token, as it is written in a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The id of `END_OF_TEXT`, which no other text has.
-pub const END_OF_TEXT_ID: u16 = layout::NUM_RANKS as u16;
+/// A run of text without a break may have this many bytes.
+pub const LONGEST_PIECE: usize = 1 << 26;
 
 /// How much text to encode between two calls of a `check`: a few milliseconds' work.
 const BYTES_BETWEEN_CHECKS: usize = 1 << 18;
 
-/// The ids of `text`, in which `<|endoftext|>` is nothing special.
-pub fn encode_ordinary(text: &str) -> Vec<u16> {
-    let mut ids = Vec::new();
-    match encode_segment::<std::convert::Infallible>(text, &mut ids, &mut || Ok(())) {
-        Ok(()) => ids,
+/// Called every few milliseconds of a long work: an error that it returns ends the work.
+pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
+
+/// A vocabulary, ready to encode and decode. Threads may share it.
+#[derive(Debug)]
+pub struct Tokenizer {
+    ordinary: Ordinary,
+    special_tokens: Vec<String>,
+    isa: Isa,
+    /// The words that each thread has seen.
+    pool: Pool,
+}
+
+#[derive(Debug)]
+enum Ordinary {
+    Gpt2,
+    Bpe(Box<Tables>),
+    Char(Chars),
+}
+
+impl Tokenizer {
+    /// GPT-2's tokenizer: 50,257 ids, of which the last is `END_OF_TEXT`.
+    pub fn gpt2() -> Self {
+        Self::with(Ordinary::Gpt2, vec![END_OF_TEXT.to_owned()])
     }
-}
 
-/// The ids of `text`. Special tokens that are allowed and written out in it are one id each, the
-/// others are ordinary text.
-///
-/// # Errors
-/// `Error::DisallowedSpecial`: the text has one of `disallowed_special`, which may be any strings.
-pub fn encode(
-    text: &str,
-    allowed_special: &[&str],
-    disallowed_special: &[&str],
-) -> Result<Vec<u16>> {
-    encode_with(text, allowed_special, disallowed_special, &mut || Ok(()))
-}
+    /// The tokenizer that a description describes.
+    ///
+    /// # Errors
+    /// `Error::TokenizerDescription`: it describes none.
+    pub fn new(description: Description) -> Result<Self> {
+        description.check()?;
+        let ordinary = match description.model {
+            Model::Bpe { merges } => {
+                let tables = Box::new(Tables::of(&merges));
+                Vocab::of(&tables).refuse_unreachable_tokens()?;
+                Ordinary::Bpe(tables)
+            }
+            Model::Char { chars } => Ordinary::Char(Chars::new(chars)),
+        };
+        Ok(Self::with(ordinary, description.special_tokens))
+    }
 
-/// As `encode`, calling `check` every few milliseconds: an error that it returns ends the work.
-pub fn encode_with<E: From<Error>>(
-    text: &str,
-    allowed_special: &[&str],
-    disallowed_special: &[&str],
-    check: &mut impl FnMut() -> std::result::Result<(), E>,
-) -> std::result::Result<Vec<u16>, E> {
-    refuse_special(text, disallowed_special)?;
-    let mut ids = Vec::new();
-    let mut start = 0;
-    if allowed_special.contains(&END_OF_TEXT) {
-        for end in memmem::find_iter(text.as_bytes(), END_OF_TEXT) {
-            encode_segment(&text[start..end], &mut ids, check)?;
-            ids.push(END_OF_TEXT_ID);
-            start = end + END_OF_TEXT.len();
+    fn with(ordinary: Ordinary, special_tokens: Vec<String>) -> Self {
+        Self { ordinary, special_tokens, isa: Isa::best(), pool: Pool::default() }
+    }
+
+    /// The same tokenizer with other machine code, for comparison. What is not one of
+    /// `Isa::available` becomes `Isa::Portable`.
+    #[must_use]
+    pub fn on(mut self, isa: Isa) -> Self {
+        self.isa = isa;
+        self
+    }
+
+    /// What `new` makes this tokenizer from.
+    pub fn description(&self) -> Description {
+        let model = match &self.ordinary {
+            Ordinary::Gpt2 => Model::Bpe { merges: GPT2.merges().collect() },
+            Ordinary::Bpe(tables) => Model::Bpe { merges: Vocab::of(tables).merges().collect() },
+            Ordinary::Char(chars) => Model::Char { chars: chars.all().to_vec() },
+        };
+        Description { model, special_tokens: self.special_tokens.clone() }
+    }
+
+    /// The number of ids.
+    pub fn n_vocab(&self) -> usize {
+        self.num_ordinary() + self.special_tokens.len()
+    }
+
+    /// The number of ids that are no special token's.
+    fn num_ordinary(&self) -> usize {
+        match &self.ordinary {
+            Ordinary::Gpt2 => GPT2.len(),
+            Ordinary::Bpe(tables) => Vocab::of(tables).len(),
+            Ordinary::Char(chars) => chars.all().len(),
         }
     }
-    encode_segment(&text[start..], &mut ids, check)?;
-    Ok(ids)
-}
 
-/// The bytes that `ids` stand for; they need not be UTF-8.
-///
-/// # Errors
-/// `Error::TokenIdOutOfVocabulary`: an id is `N_VOCAB` or more.
-pub fn decode(ids: impl IntoIterator<Item = u16>) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    for (index, id) in ids.into_iter().enumerate() {
-        let token = token_bytes(id).ok_or_else(|| Error::TokenIdOutOfVocabulary {
+    /// The special tokens in order of their ids, which are the last.
+    pub fn special_tokens(&self) -> &[String] {
+        &self.special_tokens
+    }
+
+    /// The id of a special token.
+    pub fn special_id(&self, token: &str) -> Option<u16> {
+        let index = self.special_tokens.iter().position(|special| special == token)?;
+        Some((self.num_ordinary() + index) as u16)
+    }
+
+    /// The bytes of one token, or `None` if there is no such id.
+    pub fn token_bytes(&self, id: u16) -> Option<&[u8]> {
+        let ordinary = match &self.ordinary {
+            Ordinary::Gpt2 => GPT2.bytes(id),
+            Ordinary::Bpe(tables) => Vocab::of(tables).bytes(id),
+            Ordinary::Char(chars) => chars.bytes(id),
+        };
+        let special = || {
+            let index = usize::from(id).checked_sub(self.num_ordinary())?;
+            self.special_tokens.get(index).map(String::as_bytes)
+        };
+        ordinary.or_else(special)
+    }
+
+    /// The bytes that `ids` stand for; they need not be UTF-8.
+    ///
+    /// # Errors
+    /// `Error::TokenIdOutOfVocabulary`: an id is `n_vocab` or more.
+    pub fn decode(&self, ids: &[u16]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(4 * ids.len());
+        for (index, id) in ids.iter().enumerate() {
+            bytes.extend_from_slice(self.bytes_at(*id, index)?);
+        }
+        Ok(bytes)
+    }
+
+    /// What `decode` gives, and for each id the number of the character that its bytes begin in.
+    ///
+    /// # Errors
+    /// As `decode`.
+    pub fn decode_with_offsets(&self, ids: &[u16]) -> Result<(Vec<u8>, Vec<usize>)> {
+        let (mut bytes, mut offsets) = (Vec::new(), Vec::with_capacity(ids.len()));
+        let mut num_chars = 0_usize;
+        for (index, id) in ids.iter().enumerate() {
+            let token = self.bytes_at(*id, index)?;
+            let is_first = |byte: &u8| byte & 0xc0 != 0x80;
+            let goes_on = token.first().is_some_and(|byte| !is_first(byte));
+            offsets.push(num_chars.saturating_sub(usize::from(goes_on)));
+            num_chars += token.iter().filter(|byte| is_first(byte)).count();
+            bytes.extend_from_slice(token);
+        }
+        Ok((bytes, offsets))
+    }
+
+    fn bytes_at(&self, id: u16, index: usize) -> Result<&[u8]> {
+        self.token_bytes(id).ok_or_else(|| Error::TokenIdOutOfVocabulary {
             id: id.to_string(),
             index,
-            last: END_OF_TEXT_ID,
-        })?;
-        bytes.extend_from_slice(token);
+            last: self.n_vocab() - 1,
+        })
     }
-    Ok(bytes)
-}
 
-/// The bytes of one token, or `None` if there is no such id.
-pub fn token_bytes(id: u16) -> Option<&'static [u8]> {
-    if id == END_OF_TEXT_ID { Some(END_OF_TEXT.as_bytes()) } else { vocab::bytes(id) }
-}
-
-/// Appends the ids of text that has no special tokens in it.
-fn encode_segment<E>(
-    text: &str,
-    ids: &mut Vec<u16>,
-    check: &mut impl FnMut() -> std::result::Result<(), E>,
-) -> std::result::Result<(), E> {
-    let bytes = text.as_bytes();
-    let (mut start, mut next_check) = (0, BYTES_BETWEEN_CHECKS);
-    while start < bytes.len() {
-        let end = split::piece_end(text, start);
-        match vocab::find(bytes, start, end) {
-            Some(id) => ids.push(id),
-            None => merge::merge(&bytes[start..end], ids, check)?,
-        }
-        start = end;
-        if start >= next_check {
-            check()?;
-            next_check = start + BYTES_BETWEEN_CHECKS;
-        }
+    /// The ids of `text`, in which no special token is special.
+    ///
+    /// # Errors
+    /// `Error::PieceTooLong`; `Error::UnknownCharacter`, if this is a tokenizer of characters.
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u16>> {
+        self.encode(text, &[], &[])
     }
-    Ok(())
-}
 
-/// Refuses the leftmost of the special tokens in `text`.
-fn refuse_special(text: &str, disallowed: &[&str]) -> Result<()> {
-    let found = disallowed
-        .iter()
-        .filter_map(|token| Some((memmem::find(text.as_bytes(), token.as_bytes())?, token)))
-        .min();
-    match found {
-        None => Ok(()),
-        Some((offset, token)) => Err(Error::DisallowedSpecial {
-            token: (*token).to_owned(),
-            offset: text[..offset].chars().count(),
-        }),
+    /// The ids of `text`. Special tokens that are allowed and written out in it are one id each,
+    /// the others are ordinary text.
+    ///
+    /// # Errors
+    /// As `encode_ordinary`; and `Error::DisallowedSpecial`: the text has one of
+    /// `disallowed_special`, which may be any strings.
+    pub fn encode(
+        &self,
+        text: &str,
+        allowed_special: &[&str],
+        disallowed_special: &[&str],
+    ) -> Result<Vec<u16>> {
+        refuse_special(text, disallowed_special)?;
+        let mut ids = room_for_ids(text.len());
+        let mut sink = |new: &[u16]| ids.extend_from_slice(new);
+        self.encode_to(text, allowed_special, &mut sink, &mut || Ok(()))?;
+        Ok(ids)
+    }
+
+    /// The ids of many texts one after the other, and where each text's ids end, encoded on
+    /// `threads` threads; also the way to encode one text on many.
+    ///
+    /// # Errors
+    /// As `encode`, and those of `check`.
+    pub fn encode_batch(
+        &self,
+        texts: &[&str],
+        allowed_special: &[&str],
+        threads: usize,
+        check: Check<'_>,
+    ) -> Result<(Vec<u16>, Vec<usize>)> {
+        parallel::encode(self, texts, allowed_special, threads, check)
+    }
+
+    /// The number of ids that `encode` gives.
+    ///
+    /// # Errors
+    /// As `encode`, and those of `check`.
+    pub fn count(&self, text: &str, allowed_special: &[&str], check: Check<'_>) -> Result<usize> {
+        let mut count = 0;
+        self.encode_to(text, allowed_special, &mut |ids| count += ids.len(), check)?;
+        Ok(count)
+    }
+
+    /// Hands the ids of `text` to `sink`, portion by portion.
+    ///
+    /// # Errors
+    /// As `encode_ordinary`, and those of `check`. The sink has the ids up to there.
+    pub fn encode_to(
+        &self,
+        text: &str,
+        allowed_special: &[&str],
+        sink: &mut dyn FnMut(&[u16]),
+        check: Check<'_>,
+    ) -> Result<()> {
+        Worker::new(self).encode(text, allowed_special, sink, check)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Letters, digits, contractions, every kind of whitespace, and what is none of them.
-    const TEXT: &str = r"([a-eA-E'0-9 \t\n]|'(s|t|re|ve|ll)|\s|\pL|\pN|\PC|<\|endoftext\|>){0,60}";
-
-    fn encode_allowing(text: &str) -> Vec<u16> {
-        encode(text, &[END_OF_TEXT], &[]).unwrap()
-    }
-
-    #[test]
-    fn ids_are_those_that_openai_published() {
-        assert_eq!(encode_ordinary("hello world"), [31373, 995]);
-        assert_eq!(encode_ordinary("<|endoftext|>"), [27, 91, 437, 1659, 5239, 91, 29]);
-        assert_eq!(encode_ordinary("I HAD always thought"), [40, 367, 2885, 1464, 1807]);
-        assert_eq!(encode_ordinary(""), [0; 0]);
-    }
-
-    #[test]
-    fn a_special_token_ends_a_segment_so_whitespace_before_it_stays_whole() {
-        let with_token = encode_allowing("a\n\n<|endoftext|>");
-        assert_eq!(with_token[..2], encode_ordinary("a\n\n"));
-        assert_eq!(encode_ordinary("a\n\n<").len(), 4);
-    }
-
-    #[test]
-    fn the_leftmost_disallowed_token_is_named_with_its_character_offset() {
-        let error = encode("ééx<|endoftext|>é", &[END_OF_TEXT], &["é<", "x<", END_OF_TEXT]);
-        assert_eq!(error, Err(Error::DisallowedSpecial { token: "x<".to_owned(), offset: 2 }));
-    }
-
-    #[test]
-    fn ids_outside_the_vocabulary_are_refused() {
-        assert_eq!(
-            decode([0, 50_257]).unwrap_err().to_string(),
-            "token id 50257 at index 1 is outside 0..50256"
-        );
-        assert_eq!(decode([END_OF_TEXT_ID]).unwrap(), END_OF_TEXT.as_bytes());
-    }
-
-    #[test]
-    fn a_word_or_a_run_of_spaces_of_a_million_bytes_is_encoded_whole() {
-        for unit in ["a", " ", "\n", "=", "é", "hugs"] {
-            let text = unit.repeat(1_000_000 / unit.len()) + "b";
-            assert_eq!(decode(encode_ordinary(&text)).unwrap(), text.as_bytes());
-        }
-    }
-
-    #[test]
-    fn an_error_of_the_check_ends_the_work_and_arrives_unchanged() {
-        let text = "word ".repeat(200_000);
-        let stopped = encode_with(&text, &[], &[], &mut || Err(Error::NothingToDraw));
-        assert_eq!(stopped, Err(Error::NothingToDraw));
-    }
-
-    proptest! {
-        #[test]
-        fn decoding_gives_the_text_back(text in TEXT) {
-            prop_assert_eq!(decode(encode_ordinary(&text)).unwrap(), text.as_bytes());
-            prop_assert_eq!(decode(encode_allowing(&text)).unwrap(), text.as_bytes());
-        }
-
-        #[test]
-        fn text_may_be_cut_before_whitespace_that_follows_anything_else(text in TEXT) {
-            let mut previous = ' ';
-            for (cut, char) in text.char_indices() {
-                // char::is_whitespace is the White_Space property, as `\s` is.
-                if char.is_whitespace() && !previous.is_whitespace() {
-                    let (before, after) = text.split_at(cut);
-                    let ids = [encode_allowing(before), encode_allowing(after)].concat();
-                    prop_assert_eq!(ids, encode_allowing(&text));
-                }
-                previous = char;
-            }
-        }
-    }
-}
+mod tests;

@@ -2,10 +2,11 @@
 
 use gptrs_core::Error;
 use pyo3::PyErr;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 
 pyo3::import_exception!(gptrs.errors, ConfigError);
 pyo3::import_exception!(gptrs.errors, GenerationError);
+pyo3::import_exception!(gptrs.errors, SourceError);
 pyo3::import_exception!(gptrs.errors, TokenIdError);
 pyo3::import_exception!(gptrs.errors, TokenizerError);
 pyo3::import_exception!(gptrs.errors, WindowError);
@@ -28,14 +29,24 @@ impl From<CoreError> for PyErr {
             | Error::NoRoom { .. }
             | Error::Temperature(_)
             | Error::TopK(_)
-            | Error::TopP(_) => ConfigError::new_err(message),
+            | Error::TopP(_)
+            | Error::VocabSize { .. } => ConfigError::new_err(message),
             Error::BadLogit { .. } | Error::NothingToDraw | Error::EmptyPrompt { .. } => {
                 GenerationError::new_err(message)
             }
             Error::TokenIdInPrompt { .. } | Error::TokenIdOutOfVocabulary { .. } => {
                 TokenIdError::new_err(message)
             }
-            Error::DisallowedSpecial { .. } => TokenizerError::new_err(message),
+            Error::DisallowedSpecial { .. }
+            | Error::PieceTooLong { .. }
+            | Error::UnknownCharacter { .. }
+            | Error::TokenizerDescription(_)
+            | Error::TokenizerFile(_)
+            | Error::TooFewPairs { .. }
+            | Error::TooManyChars { .. }
+            | Error::TooManyWords { .. } => TokenizerError::new_err(message),
+            Error::File { .. } | Error::NotUtf8 { .. } => SourceError::new_err(message),
+            Error::Stopped => PyRuntimeError::new_err(message),
             Error::WrongLength { .. } => PyValueError::new_err(message),
         }
     }

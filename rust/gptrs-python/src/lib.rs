@@ -5,7 +5,9 @@
 mod errors;
 mod generate;
 mod sampling;
+mod signals;
 mod tokenizer;
+mod train;
 mod windows;
 
 use pyo3::prelude::*;
@@ -18,7 +20,9 @@ mod _core {
     #[pymodule_export]
     use super::sampling::PySampler;
     #[pymodule_export]
-    use super::tokenizer::PyTokenizer;
+    use super::tokenizer::{PyFileEncoder, PyTokenizer};
+    #[pymodule_export]
+    use super::train::{train_bpe, train_char};
     #[pymodule_export]
     use super::windows::PyWindows;
 }

@@ -1,30 +1,33 @@
-//! How the read-only tables are laid out. Compiled into `build.rs` as well, so that the code that
-//! writes them and the code that reads them cannot disagree.
+//! How the tables of a vocabulary are laid out. Compiled into `build.rs` as well, so that the code
+//! that writes them and the code that reads them cannot disagree.
 
 #![allow(dead_code, reason = "the build script packs what the crate unpacks")]
 
-/// Tokens that merging can reach: all of GPT-2's but `<|endoftext|>`.
-pub const NUM_RANKS: usize = 50_256;
+/// The single bytes are ids 0 to 255; merge number r, whose rank is r, makes id 256 + r.
+pub const NUM_BYTES: usize = 256;
 
-/// No token: larger than every id.
-pub const NO_ID: u16 = u16::MAX;
+/// The byte of each of these ids: GPT-2's order, in which what prints as itself in Latin-1 (U+0021
+/// to U+007E, U+00A1 to U+00AC, U+00AE to U+00FF) comes before the rest.
+pub const BYTES: [u8; NUM_BYTES] = {
+    let mut bytes = [0; NUM_BYTES];
+    let (mut id, mut pass) = (0, 0);
+    while pass < 2 {
+        let mut byte = 0;
+        while byte < NUM_BYTES {
+            let visible = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+            if visible == (pass == 0) {
+                bytes[id] = byte as u8;
+                id += 1;
+            }
+            byte += 1;
+        }
+        pass += 1;
+    }
+    bytes
+};
 
-/// No token has more bytes than this.
-pub const LONGEST_TOKEN: usize = 128;
-
-/// Pieces of up to this many bytes are their own key in the table of words.
-pub const WORD_BYTES: usize = 13;
-
-const WORD_SLOT_BITS: u32 = 17;
-const LONG_SLOT_BITS: u32 = 13;
-const PAIR_SLOT_BITS: u32 = 17;
-
-/// Slots in the table of words, about 2.7 a token.
-pub const WORD_SLOTS: usize = 1 << WORD_SLOT_BITS;
-/// Slots in the table of longer words, about 4 a token.
-pub const LONG_SLOTS: usize = 1 << LONG_SLOT_BITS;
-/// Slots in the table of merges, about 2.6 a merge.
-pub const PAIR_SLOTS: usize = 1 << PAIR_SLOT_BITS;
+/// No merge: larger than every rank.
+pub const NO_RANK: u16 = u16::MAX;
 
 /// Code points in a block of the Unicode table.
 pub const CLASS_BLOCK: usize = 256;
@@ -37,56 +40,58 @@ pub const NUMBER: u8 = 2;
 /// `\s`, that is `White_Space`
 pub const SPACE: u8 = 3;
 
-// A word's key:  bytes 0 to 12 the word, padded with zeros; byte 13 its length.
-// A word's slot: its key, and bytes 14 and 15 its id. No length is 0, so a zero slot is empty.
-const LEN_SHIFT: u32 = 8 * WORD_BYTES as u32;
-const ID_SHIFT: u32 = LEN_SHIFT + 8;
+// A slot of the tables of words and merges: a number plus 1, and above it the lowest bits of the
+// hash, which tell most other entries apart. What it is the number of is looked up elsewhere.
+const NUMBER_BITS: u32 = 17;
 
-/// The key of a word, or `None` if it has more than `WORD_BYTES` bytes.
-pub fn word_key(word: &[u8]) -> Option<u128> {
-    let mut window = [0; 16];
-    window.get_mut(..WORD_BYTES)?.get_mut(..word.len())?.copy_from_slice(word);
-    Some(word_key_in_window(window, word.len()))
+/// A full slot.
+pub fn pack(hash: u64, number: u16) -> u32 {
+    (hash as u32) << NUMBER_BITS | (u32::from(number) + 1)
 }
 
-/// The key of the first `len` bytes of `window`, `len` at most `WORD_BYTES`.
-pub fn word_key_in_window(window: [u8; 16], len: usize) -> u128 {
-    let kept = u128::from_le_bytes(window) & ((1 << (8 * len)) - 1);
-    kept | (len as u128) << LEN_SHIFT
+/// The number in a full slot, if its entry may be the one that was hashed.
+#[inline(always)]
+pub fn unpack(slot: u32, hash: u64) -> Option<u16> {
+    let is_same = (slot >> NUMBER_BITS) ^ (hash as u32) & (u32::MAX >> NUMBER_BITS) == 0;
+    is_same.then(|| (slot.wrapping_sub(1)) as u16)
 }
 
-/// Where to start looking for a word.
-pub fn word_slot(key: u128) -> usize {
-    (mix(key as u64, (key >> 64) as u64) >> (64 - WORD_SLOT_BITS)) as usize
+/// The hash of a word. Words of more than 16 bytes may share one.
+#[inline]
+pub fn word_hash(word: &[u8]) -> u64 {
+    let [first, last] = ends(word);
+    mix(first ^ word.len() as u64, last)
 }
 
-/// A full slot of the table of words.
-pub fn pack_word(key: u128, id: u16) -> u128 {
-    key | u128::from(id) << ID_SHIFT
+/// A word's first 8 bytes and its last 8. Of a word of up to 16 bytes that is everything.
+#[inline]
+pub fn ends(word: &[u8]) -> [u64; 2] {
+    if let (Some(first), Some(last)) = (word.first_chunk(), word.last_chunk()) {
+        [u64::from_le_bytes(*first), u64::from_le_bytes(*last)]
+    } else if let (Some(first), Some(last)) = (word.first_chunk(), word.last_chunk()) {
+        [u32::from_le_bytes(*first).into(), u32::from_le_bytes(*last).into()]
+    } else {
+        [word.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)), 0]
+    }
 }
 
-/// The key and the id in a slot of the table of words.
-pub fn unpack_word(slot: u128) -> (u128, u16) {
-    (slot & ((1 << ID_SHIFT) - 1), (slot >> ID_SHIFT) as u16)
+/// The hash of a pair of ids.
+#[inline(always)]
+pub fn pair_hash(left: u16, right: u16) -> u64 {
+    let product = (u64::from(left) << 16 | u64::from(right)).wrapping_mul(MULTIPLIER);
+    // The low bits of a product depend on few of its factor's.
+    product ^ product >> 32
 }
 
-/// Where to start looking for a word of more than `WORD_BYTES` bytes.
-pub fn long_word_slot(word: &[u8]) -> usize {
-    let first = word.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let last = word.last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let hash = mix(first ^ word.len() as u64, last);
-    (hash >> (64 - LONG_SLOT_BITS)) as usize
+/// How many slots a table of `len` entries gets: at most half are full.
+pub fn slots_for(len: usize) -> usize {
+    (2 * len).next_power_of_two().max(2)
 }
 
-/// Where to start looking for a pair.
-pub fn pair_slot(left: u16, right: u16) -> usize {
-    let key = u64::from(left) << 16 | u64::from(right);
-    (key.wrapping_mul(MULTIPLIER) >> (64 - PAIR_SLOT_BITS)) as usize
-}
-
-/// A full slot of the table of merges; never 0, as no merge makes token 0.
-pub fn pack_pair(left: u16, right: u16, merged: u16) -> u64 {
-    u64::from(left) << 32 | u64::from(right) << 16 | u64::from(merged)
+/// The number, 0 to `slots` - 1, that a hash begins with. `slots` is a power of two, at least 2.
+#[inline(always)]
+pub fn top_bits(hash: u64, slots: usize) -> usize {
+    (hash >> (64 - slots.trailing_zeros())) as usize
 }
 
 // 2^64 divided by the golden ratio (Knuth's multiplicative hashing), and the fraction of pi.
@@ -94,7 +99,8 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const SALT: u64 = 0x243f_6a88_85a3_08d3;
 
 /// Both halves of a 64 x 64-bit product, folded: every bit of the input reaches the top bits.
-fn mix(low: u64, high: u64) -> u64 {
+#[inline(always)]
+pub fn mix(low: u64, high: u64) -> u64 {
     let product = u128::from(low ^ SALT) * u128::from(high ^ MULTIPLIER);
     product as u64 ^ (product >> 64) as u64
 }

@@ -10,9 +10,22 @@
 //! ```
 //!
 //! The alternatives are tried in this order where a piece starts, so `!'s` is `!'` and `s`.
+//!
+//! A block of 64 bytes becomes a word of 64 bits for each class, and bit arithmetic on these finds
+//! all starts of pieces at once:
+//!
+//! ```text
+//!   bytes              I t ' s ␣ ␣ h o t !
+//!   a class begins     1 . 1 1 . . 1 . . 1    and no U+0020 before it took the start
+//!   whitespace begins  . . . . 1 . . . . .
+//!   whitespace ends    . . . . . 1 . . . .    where it is followed by something
+//!   contraction        . . . 0 1 . . . . .    no start within, one after it
+//!   starts             1 . 1 . 1 1 . . . 1
+//! ```
 
-use super::layout::{CLASS_BLOCK, LETTER, NUMBER, SPACE, SYMBOL};
-use super::tables::{CLASS_BLOCKS, CLASS_INDEX};
+use super::classes::class_of;
+use super::layout::{LETTER, NUMBER, SPACE};
+use super::simd::{self, BLOCK, Classes, Isa, Simd, Work};
 
 /// Splits `text` into GPT-2's pieces; one after the other they are the text.
 ///
@@ -21,94 +34,313 @@ use super::tables::{CLASS_BLOCKS, CLASS_INDEX};
 /// assert_eq!(pieces, ["I", "'d", " say", " ", " it", "'s", " 42", "!"]);
 /// ```
 pub fn split(text: &str) -> impl Iterator<Item = &str> {
-    let mut start = 0;
+    let isa = Isa::best();
+    let mut splitter = Splitter::new(text);
+    let mut starts = Starts::default();
+    let mut next = 0;
     std::iter::from_fn(move || {
-        (start < text.len()).then(|| {
-            let end = piece_end(text, start);
-            let piece = &text[start..end];
-            start = end;
-            piece
-        })
+        while next + 1 >= starts.len && splitter.more() {
+            starts.keep_last();
+            next = 0;
+            simd::dispatch(isa, NextBlock { splitter: &mut splitter, starts: &mut starts });
+        }
+        let &[start, end] = starts.all().get(next..next + 2)? else { return None };
+        next += 1;
+        Some(&text[starts.base + start as usize..starts.base + end as usize])
     })
 }
 
-/// Where the piece that starts at byte `start` ends. `start` is the end of the piece before it (or
-/// 0), and less than the text's length.
-pub fn piece_end(text: &str, start: usize) -> usize {
-    let bytes = text.as_bytes();
-    match bytes[start] {
-        b'\'' => contraction_end(bytes, start).unwrap_or_else(|| run_end(text, start + 1, SYMBOL)),
-        b' ' => match class_at(text, start + 1) {
-            Some((class, len)) if class != SPACE => run_end(text, start + 1 + len, class),
-            _ => whitespace_end(text, start),
-        },
-        _ => match class_at(text, start) {
-            Some((class, len)) if class != SPACE => run_end(text, start + len, class),
-            _ => whitespace_end(text, start),
-        },
+struct NextBlock<'a, 'text> {
+    splitter: &'a mut Splitter<'text>,
+    starts: &'a mut Starts,
+}
+
+impl Work for NextBlock<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, simd: impl Simd) {
+        self.splitter.next_block(simd, self.starts);
     }
 }
 
-/// The end of the contraction whose apostrophe is at `start`, if it is one.
-fn contraction_end(bytes: &[u8], start: usize) -> Option<usize> {
-    match bytes[start + 1..] {
-        [b's' | b'd' | b'm' | b't', ..] => Some(start + 2),
-        [b'l', b'l', ..] | [b'v' | b'r', b'e', ..] => Some(start + 3),
+/// Where pieces start, in bytes from `base`. The last is where the last complete piece ends.
+pub struct Starts {
+    base: usize,
+    places: [u32; Self::CAPACITY],
+    len: usize,
+}
+
+impl Starts {
+    pub const CAPACITY: usize = 256;
+
+    /// How many more starts fit for sure: a block's, and the text's end.
+    const ENOUGH: usize = Self::CAPACITY - BLOCK - 1;
+
+    /// Where in the text the places count from: the first start.
+    #[inline(always)]
+    pub fn base(&self) -> usize {
+        self.base
+    }
+
+    /// All starts.
+    #[inline(always)]
+    pub fn all(&self) -> &[u32] {
+        &self.places[..self.len.min(Self::CAPACITY)]
+    }
+
+    /// Whether another block's starts fit.
+    #[inline(always)]
+    pub fn has_room(&self) -> bool {
+        self.len <= Self::ENOUGH
+    }
+
+    /// Forgets all but the last, from which it goes on.
+    #[inline(always)]
+    pub fn keep_last(&mut self) {
+        if let Some(last) = self.len.checked_sub(1) {
+            self.base += self.places[last] as usize;
+            self.places[0] = 0;
+            self.len = 1;
+        }
+    }
+
+    /// Appends `place` plus the number of each bit that is set.
+    #[inline(always)]
+    fn push_bits(&mut self, simd: impl Simd, place: usize, bits: u64) {
+        if let Some(room) = self.places[self.len..].first_chunk_mut() {
+            simd.expand(bits, (place - self.base) as u32, room);
+            self.len += bits.count_ones() as usize;
+        }
+    }
+
+    fn push(&mut self, place: usize) {
+        self.places[self.len] = (place - self.base) as u32;
+        self.len += 1;
+    }
+}
+
+impl Default for Starts {
+    fn default() -> Self {
+        Self { base: 0, places: [0; Self::CAPACITY], len: 0 }
+    }
+}
+
+/// How far ahead of a block the text is asked for.
+const PREFETCH_DISTANCE: usize = 16 * BLOCK;
+
+/// Finds the starts of pieces, block after block.
+pub struct Splitter<'text> {
+    text: &'text str,
+    /// Where the next block starts: at a character.
+    base: usize,
+    /// The class of the character before it.
+    before: Before,
+}
+
+/// One character's class, as bit 0 of a word a class; all 0 where nothing is carried over.
+#[derive(Default, Clone, Copy)]
+struct Before {
+    letter: u64,
+    number: u64,
+    symbol: u64,
+    space: u64,
+    blank: u64,
+}
+
+impl<'text> Splitter<'text> {
+    pub fn new(text: &'text str) -> Self {
+        Self { text, base: 0, before: Before::default() }
+    }
+
+    /// Whether there is text left.
+    #[inline(always)]
+    pub fn more(&self) -> bool {
+        self.base < self.text.len()
+    }
+
+    /// How much of the text has been looked at.
+    #[inline(always)]
+    pub fn position(&self) -> usize {
+        self.base
+    }
+
+    /// Appends the starts in the next block, at most 64 bytes; after the last block, the text's
+    /// length too.
+    #[inline(always)]
+    pub fn next_block(&mut self, simd: impl Simd, starts: &mut Starts) {
+        let rest = &self.text.as_bytes()[self.base..];
+        let Some(block) = rest.first_chunk() else {
+            let mut block = [0; BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            return self.next_unusual_block(simd, simd.classify(&block), rest.len(), starts);
+        };
+        if let Some(ahead) = rest.get(PREFETCH_DISTANCE) {
+            simd::prefetch(ahead);
+        }
+        let classes = simd.classify(block);
+        if classes.high | classes.apostrophe >> (BLOCK - 2) != 0 {
+            let len = self.shorten(classes);
+            return self.next_unusual_block(simd, classes, len, starts);
+        }
+        let bits = self.piece_starts(classes, 0, BLOCK);
+        self.push_starts(simd, bits, BLOCK, starts);
+    }
+
+    /// A block that is not full, or not ASCII.
+    #[inline(never)]
+    fn next_unusual_block(
+        &mut self,
+        simd: impl Simd,
+        mut classes: Classes,
+        len: usize,
+        starts: &mut Starts,
+    ) {
+        let continuation = self.classify_high(&mut classes, len);
+        let bits = self.piece_starts(classes, continuation, len);
+        self.push_starts(simd, bits, len, starts);
+    }
+
+    #[inline(always)]
+    fn push_starts(&mut self, simd: impl Simd, bits: u64, len: usize, starts: &mut Starts) {
+        starts.push_bits(simd, self.base, bits);
+        self.base += len;
+        if self.base == self.text.len() {
+            starts.push(self.base);
+        }
+    }
+
+    /// The length of a full block without a character or contraction that may go on after it.
+    #[inline(always)]
+    fn shorten(&self, classes: Classes) -> usize {
+        let apostrophes = classes.apostrophe >> (BLOCK - 2) << (BLOCK - 2);
+        let mut len = apostrophes.trailing_zeros() as usize;
+        while !self.text.is_char_boundary(self.base + len) {
+            len -= 1;
+        }
+        len
+    }
+
+    /// Adds the classes of the characters that are not ASCII to all of their bytes. Returns which
+    /// bytes are not a character's first.
+    #[inline(always)]
+    fn classify_high(&self, classes: &mut Classes, len: usize) -> u64 {
+        let mut continuation = 0;
+        let mut high = classes.high & low_bits(len);
+        while high != 0 {
+            let at = high.trailing_zeros() as usize;
+            let (char, char_len) = char_at(self.text, self.base + at);
+            let bits = low_bits(char_len) << at;
+            match class_of(char) {
+                LETTER => classes.letter |= bits,
+                NUMBER => classes.number |= bits,
+                SPACE => classes.space |= bits,
+                _ => {}
+            }
+            continuation |= bits & (bits << 1);
+            high &= !bits;
+        }
+        continuation
+    }
+
+    /// A bit for each of the first `len` bytes at which a piece starts.
+    #[inline(always)]
+    fn piece_starts(&mut self, classes: Classes, continuation: u64, len: usize) -> u64 {
+        let valid = low_bits(len);
+        let (letter, number) = (classes.letter & valid, classes.number & valid);
+        let (space, blank) = (classes.space & valid, classes.blank & valid);
+        let symbol = valid & !(letter | number | space);
+        let before = self.before;
+        let class_begins = letter & !(letter << 1 | before.letter)
+            | number & !(number << 1 | before.number)
+            | symbol & !(symbol << 1 | before.symbol);
+        let after_blank = blank << 1 | before.blank;
+        let space_begins = space & !(space << 1 | before.space);
+        let mut space_ends = space & !(space >> 1 | self.space_goes_on(len) << (len - 1));
+        if space_ends & continuation != 0 {
+            space_ends = to_first_byte(space_ends, continuation);
+        }
+        let starts = class_begins & !after_blank | space_begins | space_ends;
+
+        let last = len - 1;
+        self.before = Before {
+            letter: letter >> last,
+            number: number >> last,
+            symbol: symbol >> last,
+            space: space >> last,
+            blank: blank >> last,
+        };
+        if starts & classes.apostrophe == 0 {
+            return starts;
+        }
+        self.join_contractions(starts, classes.apostrophe, len)
+    }
+
+    /// 1 if the character at `len` is whitespace, or the text ends there: whitespace that ends with
+    /// the text gives up nothing.
+    #[inline(always)]
+    fn space_goes_on(&self, len: usize) -> u64 {
+        let at = self.base + len;
+        match self.text.as_bytes().get(at) {
+            None => 1,
+            Some(byte) if byte.is_ascii() => ASCII_SPACE >> byte.min(&63) & 1,
+            Some(_) => u64::from(class_of(char_at(self.text, at).0) == SPACE),
+        }
+    }
+
+    /// Moves starts from within contractions to behind them.
+    #[inline(never)]
+    fn join_contractions(&mut self, mut starts: u64, apostrophe: u64, len: usize) -> u64 {
+        let bytes = &self.text.as_bytes()[self.base..];
+        let mut candidates = starts & apostrophe;
+        while candidates != 0 {
+            let at = candidates.trailing_zeros() as usize;
+            candidates &= candidates - 1;
+            let Some(end) = contraction_len(&bytes[at..]).map(|len| at + len) else { continue };
+            starts &= !(low_bits(end) & !low_bits(at + 1));
+            if end < len {
+                starts |= 1 << end;
+            } else if end == len {
+                // A piece starts with the next block, whatever its class.
+                self.before = Before::default();
+            }
+        }
+        starts
+    }
+}
+
+/// Bit i: the ASCII character with code i is whitespace, the codes from 63 on taken together.
+const ASCII_SPACE: u64 = 0b1_1111 << b'\t' | 1 << b' ';
+
+/// The length of the contraction that begins with the apostrophe before it, if it is one.
+#[inline(always)]
+fn contraction_len(bytes: &[u8]) -> Option<usize> {
+    match bytes {
+        [_, b's' | b'd' | b'm' | b't', ..] => Some(2),
+        [_, b'l', b'l', ..] | [_, b'v' | b'r', b'e', ..] => Some(3),
         _ => None,
     }
 }
 
-/// The end of the run of `class` that goes on at `at`.
-fn run_end(text: &str, mut at: usize, class: u8) -> usize {
-    while let Some((_, len)) = class_at(text, at).filter(|(found, _)| *found == class) {
-        at += len;
+/// Moves each bit at a character's later byte to its first.
+#[cold]
+fn to_first_byte(mut bits: u64, continuation: u64) -> u64 {
+    while bits & continuation != 0 {
+        bits = bits & !continuation | (bits & continuation) >> 1;
     }
-    at
+    bits
 }
 
-/// The end of the whitespace piece at `start`: the whole run at the end of the text; otherwise the
-/// run without its last character, unless that is all there is.
-fn whitespace_end(text: &str, start: usize) -> usize {
-    let (mut at, mut last) = (start, start);
-    while let Some((_, len)) = class_at(text, at).filter(|(found, _)| *found == SPACE) {
-        last = at;
-        at += len;
-    }
-    if at == text.len() || last == start { at } else { last }
+#[inline(always)]
+fn low_bits(count: usize) -> u64 {
+    u64::MAX >> (BLOCK - count)
 }
 
-/// The class of the character at byte `at`, and its length in bytes; `None` at the end.
-fn class_at(text: &str, at: usize) -> Option<(u8, usize)> {
-    let byte = *text.as_bytes().get(at)?;
-    if byte.is_ascii() {
-        return Some((ASCII_CLASSES[usize::from(byte)], 1));
-    }
-    let char = text[at..].chars().next()?;
-    Some((class_of(char), char.len_utf8()))
+/// The character at byte `at`, and how many bytes it has.
+#[inline(always)]
+fn char_at(text: &str, at: usize) -> (char, usize) {
+    let char = text[at..].chars().next().unwrap_or_default();
+    (char, char.len_utf8())
 }
-
-/// The class of any character.
-fn class_of(char: char) -> u8 {
-    let (block, offset) = (char as usize / CLASS_BLOCK, char as usize % CLASS_BLOCK);
-    CLASS_BLOCKS[usize::from(CLASS_INDEX[block][0]) * CLASS_BLOCK + offset]
-}
-
-/// The classes of U+0000 to U+007F, in four cache lines that stay hot. A byte that is not ASCII
-/// has an entry too, so that no index is out of range; nothing reads it.
-static ASCII_CLASSES: [u8; 256] = {
-    let mut classes = [SYMBOL; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        classes[byte] = match byte as u8 {
-            b'A'..=b'Z' | b'a'..=b'z' => LETTER,
-            b'0'..=b'9' => NUMBER,
-            b'\t'..=b'\r' | b' ' => SPACE,
-            _ => SYMBOL,
-        };
-        byte += 1;
-    }
-    classes
-};
 
 #[cfg(test)]
 mod tests {
@@ -120,34 +352,6 @@ mod tests {
     }
 
     #[test]
-    fn ascii_characters_have_the_class_that_unicode_gives_them() {
-        for byte in 0..128u8 {
-            assert_eq!(ASCII_CLASSES[usize::from(byte)], class_of(char::from(byte)), "{byte}");
-        }
-    }
-
-    #[test]
-    fn whitespace_is_the_white_space_property_and_nothing_else() {
-        for char in
-            "\t\n\u{b}\u{c}\r \u{85}\u{a0}\u{1680}\u{2000}\u{2028}\u{2029}\u{202f}\u{3000}".chars()
-        {
-            assert_eq!(class_of(char), SPACE, "{char:?}");
-        }
-        for char in "\u{1c}\u{1f}\u{180e}\u{200b}\u{feff}".chars() {
-            assert_eq!(class_of(char), SYMBOL, "{char:?}");
-        }
-    }
-
-    #[test]
-    fn letters_are_general_category_l_not_alphabetic() {
-        assert!('\u{24b6}'.is_alphabetic() && class_of('\u{24b6}') == SYMBOL);
-        assert!('\u{345}'.is_alphabetic() && class_of('\u{345}') == SYMBOL);
-        assert!('\u{2160}'.is_alphabetic() && class_of('\u{2160}') == NUMBER);
-        assert_eq!(class_of('中'), LETTER);
-        assert_eq!(class_of(char::MAX), SYMBOL);
-    }
-
-    #[test]
     fn contractions_are_lower_case_and_lose_to_a_symbol_or_space_before_them() {
         assert_eq!(pieces("we'll"), ["we", "'ll"]);
         assert_eq!(pieces("'sam"), ["'s", "am"]);
@@ -156,6 +360,7 @@ mod tests {
         assert_eq!(pieces(" 's"), [" '", "s"]);
         assert_eq!(pieces("''s"), ["''", "s"]);
         assert_eq!(pieces("'l"), ["'", "l"]);
+        assert_eq!(pieces("'s's've"), ["'s", "'s", "'ve"]);
     }
 
     #[test]
@@ -168,6 +373,19 @@ mod tests {
         assert_eq!(pieces("\u{a0}b"), ["\u{a0}", "b"]);
         assert_eq!(pieces(" "), [" "]);
         assert_eq!(pieces(""), [""; 0]);
+    }
+
+    #[test]
+    fn a_text_is_split_alike_wherever_its_blocks_begin() {
+        let text = "we'll say  \u{3000}\u{3000}x'd 'é中\u{1f600}\u{a0}\n' it's 12½'tis\n\n '' ve";
+        let expected = pieces(text);
+        for shift in 0..3 * BLOCK {
+            let filler = ".".repeat(shift) + "\n";
+            let shifted = filler.clone() + text + &filler;
+            let found: Vec<&str> = split(&shifted).collect();
+            let skip = usize::from(shift > 0) + 1;
+            assert_eq!(found[skip..skip + expected.len()], expected, "{shift}");
+        }
     }
 
     proptest! {

@@ -1,116 +1,205 @@
 //! Tokens by their bytes, their bytes by id, and what two neighbours merge into.
 
 use super::layout::{
-    LONG_SLOTS, LONGEST_TOKEN, NO_ID, NUM_RANKS, PAIR_SLOTS, WORD_BYTES, WORD_SLOTS,
-    long_word_slot, pack_pair, pair_slot, unpack_word, word_key, word_key_in_window, word_slot,
+    BYTES, NO_RANK, NUM_BYTES, ends, pair_hash, top_bits, unpack, word_hash,
 };
-use super::tables::{BYTE_PAIRS, LONG_WORDS, PAIRS, TOKEN_BYTES, TOKEN_ENDS, WORDS};
+use super::pack::Tables;
+use super::tables;
+use crate::{Error, Result};
 
-/// The id of the token whose bytes are `text[start..end]`, if there is one.
+/// A view of a vocabulary's tables: GPT-2's, which the program carries, or built ones.
 ///
-/// Takes the whole text, not the piece alone: a key is read with one 16-byte load that may run on
-/// into what follows.
-pub fn find(text: &[u8], start: usize, end: usize) -> Option<u16> {
-    let len = end - start;
-    if len > WORD_BYTES {
-        return find_long(&text[start..end]);
-    }
-    let key = match text[start..].first_chunk() {
-        Some(window) => word_key_in_window(*window, len),
-        None => word_key(&text[start..end])?,
-    };
-    let mut at = word_slot(key);
-    loop {
-        let slot = u128::from_le_bytes(WORDS[at]);
-        let (found, id) = unpack_word(slot);
-        if found == key {
-            return Some(id);
+/// Ids 0 to 255 are the single bytes, id 256 + r is what merge number r makes.
+#[derive(Clone, Copy)]
+pub struct Vocab<'a> {
+    words: &'a [[u8; 4]],
+    pairs: &'a [[u8; 4]],
+    byte_pairs: &'a [[u8; 2]],
+    merges: &'a [[u8; 4]],
+    token_bytes: &'a [u8],
+    token_ends: &'a [[u8; 4]],
+}
+
+/// GPT-2's tokens but for `<|endoftext|>`.
+pub static GPT2: Vocab<'static> = Vocab {
+    words: tables::WORDS,
+    pairs: tables::PAIRS,
+    byte_pairs: tables::BYTE_PAIRS,
+    merges: tables::MERGES,
+    token_bytes: tables::TOKEN_BYTES,
+    token_ends: tables::TOKEN_ENDS,
+};
+
+impl<'a> Vocab<'a> {
+    /// A view of tables that were built.
+    pub fn of(tables: &'a Tables) -> Self {
+        Self {
+            words: &tables.words,
+            pairs: &tables.pairs,
+            byte_pairs: &tables.byte_pairs,
+            merges: &tables.merges,
+            token_bytes: &tables.token_bytes,
+            token_ends: &tables.token_ends,
         }
+    }
+
+    /// The number of tokens.
+    pub fn len(self) -> usize {
+        self.token_ends.len()
+    }
+
+    /// The id of the token whose bytes are `word`, if there is one.
+    pub fn find(self, word: &[u8]) -> Option<u16> {
+        probe(self.words, word_hash(word), |id| self.bytes(id).is_some_and(|other| equal(other, word)))
+    }
+
+    /// The bytes of a token, if there is one with this id.
+    pub fn bytes(self, id: u16) -> Option<&'a [u8]> {
+        let index = usize::from(id);
+        let end = u32::from_le_bytes(*self.token_ends.get(index)?);
+        let start = match index.checked_sub(1) {
+            Some(before) => u32::from_le_bytes(self.token_ends[before]),
+            None => 0,
+        };
+        self.token_bytes.get(start as usize..end as usize)
+    }
+
+    /// The rank of the merge of two neighbouring tokens, or `NO_RANK`.
+    #[inline(always)]
+    pub fn rank(self, left: u16, right: u16) -> u16 {
+        let hash = pair_hash(left, right);
+        let slot = u32::from_le_bytes(self.pairs[top_bits(hash, self.pairs.len())]);
+        let rank = unpack(slot, hash).unwrap_or(NO_RANK);
+        // One branch, that is nearly always taken, for what is there and what is not.
+        if (slot == 0) | self.is_merge(rank, left, right) {
+            return rank;
+        }
+        self.rank_further_on(hash, left, right)
+    }
+
+    #[inline(never)]
+    fn rank_further_on(self, hash: u64, left: u16, right: u16) -> u16 {
+        probe(self.pairs, hash, |rank| self.is_merge(rank, left, right)).unwrap_or(NO_RANK)
+    }
+
+    #[inline(always)]
+    fn is_merge(self, rank: u16, left: u16, right: u16) -> bool {
+        let pair = self.merges.get(usize::from(rank)).unwrap_or(&[0; 4]);
+        u32::from_le_bytes(*pair) == u32::from(left) | u32::from(right) << 16
+    }
+
+    /// The rank of the merge of two neighbouring bytes, or `NO_RANK`.
+    #[inline(always)]
+    pub fn rank_of_bytes(self, left: u8, right: u8) -> u16 {
+        u16::from_le_bytes(self.byte_pairs[usize::from(left) * NUM_BYTES + usize::from(right)])
+    }
+
+    /// The two tokens that the merge of this rank joins.
+    pub fn merge(self, rank: u16) -> (u16, u16) {
+        let pair = u32::from_le_bytes(self.merges[usize::from(rank)]);
+        (pair as u16, (pair >> 16) as u16)
+    }
+
+    /// Whether the bytes of two tokens, one after the other, merge into these two again.
+    #[inline]
+    pub fn stay_apart(self, left: u16, right: u16) -> bool {
+        self.meet(left, right, NO_RANK)
+    }
+
+    /// Whether merges below rank `limit` alone make these two tokens of their bytes.
+    ///
+    /// Takes the merges that made them back, the last first. What then meets at the seam would
+    /// have merged if that pair's turn had come earlier: by rank, and to the left of an equal.
+    fn meet(self, mut left: u16, mut right: u16, limit: u16) -> bool {
+        // The rank that a pair at the seam must be below to come first.
+        let mut limit = u32::from(limit);
+        loop {
+            if u32::from(self.rank(left, right)) < limit {
+                return false;
+            }
+            // Of two equal tokens the right one is made last.
+            if left > right {
+                let Some(rank) = rank_of_id(left) else { return true };
+                limit = u32::from(rank);
+                left = self.merge(rank).1;
+            } else {
+                let Some(rank) = rank_of_id(right) else { return true };
+                limit = u32::from(rank) + 1;
+                right = self.merge(rank).0;
+            }
+        }
+    }
+
+    /// Refuses merges that never come to pass, because others take their tokens first: tiktoken,
+    /// which merges whatever makes a token, would give other ids.
+    ///
+    /// # Errors
+    /// `Error::TokenizerDescription`
+    pub fn refuse_unreachable_tokens(self) -> Result<()> {
+        let unreachable = self.merges().zip(0..).find(|(pair, rank)| !self.meet(pair.0, pair.1, *rank));
+        match unreachable {
+            None => Ok(()),
+            Some(((left, right), rank)) => Err(Error::TokenizerDescription(format!(
+                "merge {rank} joins ids {left} and {right}, which never meet: earlier merges take \
+                 their parts"
+            ))),
+        }
+    }
+
+    /// Every merge, in order of rank: the two tokens that it joins.
+    pub fn merges(self) -> impl Iterator<Item = (u16, u16)> {
+        (0..self.merges.len()).map(move |rank| self.merge(rank as u16))
+    }
+}
+
+/// Whether two words are equal: a few loads for short ones, where a call of `memcmp` costs more.
+#[inline]
+fn equal(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && ends(one) == ends(other) && (one.len() <= 16 || one == other)
+}
+
+/// The number in a table that this hash leads to and that is the right one.
+#[inline(always)]
+fn probe(table: &[[u8; 4]], hash: u64, is_it: impl Fn(u16) -> bool) -> Option<u16> {
+    let mut at = top_bits(hash, table.len());
+    loop {
+        let slot = u32::from_le_bytes(table[at]);
         if slot == 0 {
             return None;
         }
-        at = (at + 1) % WORD_SLOTS;
+        if let Some(number) = unpack(slot, hash).filter(|number| is_it(*number)) {
+            return Some(number);
+        }
+        at = (at + 1) % table.len();
     }
 }
 
-fn find_long(word: &[u8]) -> Option<u16> {
-    if word.len() > LONGEST_TOKEN {
-        return None;
-    }
-    let mut at = long_word_slot(word);
-    loop {
-        let id = u16::from_le_bytes(LONG_WORDS[at]);
-        if id == NO_ID {
-            return None;
-        }
-        if bytes(id) == Some(word) {
-            return Some(id);
-        }
-        at = (at + 1) % LONG_SLOTS;
-    }
+/// What the merge of this rank makes.
+#[inline(always)]
+pub fn merged_id(rank: u16) -> u16 {
+    rank + NUM_BYTES as u16
 }
 
-/// The bytes of an ordinary token, if there is one with this id.
-pub fn bytes(id: u16) -> Option<&'static [u8]> {
-    let index = usize::from(id);
-    let end = u32::from_le_bytes(*TOKEN_ENDS.get(index)?);
-    let start = match index.checked_sub(1) {
-        Some(before) => u32::from_le_bytes(TOKEN_ENDS[before]),
-        None => 0,
-    };
-    TOKEN_BYTES.get(start as usize..end as usize)
+/// The rank of the merge that makes this token; `None` for a single byte.
+pub fn rank_of_id(id: u16) -> Option<u16> {
+    id.checked_sub(NUM_BYTES as u16)
 }
 
 /// The id of a single byte.
+#[inline(always)]
 pub fn byte_id(byte: u8) -> u16 {
     BYTE_IDS[usize::from(byte)]
 }
 
-/// What two neighbouring tokens merge into, or `NO_ID`. The id is also the merge's rank.
-pub fn merged(left: u16, right: u16) -> u16 {
-    let key = pack_pair(left, right, 0);
-    let mut at = pair_slot(left, right);
-    loop {
-        let slot = u64::from_le_bytes(PAIRS[at]);
-        if slot & !0xffff == key && slot != 0 {
-            return slot as u16;
-        }
-        if slot == 0 {
-            return NO_ID;
-        }
-        at = (at + 1) % PAIR_SLOTS;
-    }
-}
-
-/// What two neighbouring bytes merge into, or `NO_ID`.
-pub fn merged_bytes(left: u8, right: u8) -> u16 {
-    u16::from_le_bytes(BYTE_PAIRS[usize::from(left) * 256 + usize::from(right)])
-}
-
-/// Every merge, in order of rank: the two tokens, and the token they become.
-pub fn merges() -> Vec<(u16, u16, u16)> {
-    let mut merges: Vec<_> = PAIRS
-        .iter()
-        .map(|slot| u64::from_le_bytes(*slot))
-        .filter(|slot| *slot != 0)
-        .map(|slot| ((slot >> 32) as u16, (slot >> 16) as u16, slot as u16))
-        .collect();
-    merges.sort_unstable_by_key(|&(_, _, merged)| merged);
-    merges
-}
-
-/// GPT-2 numbers the single bytes 0 to 255, but not in their own order.
-static BYTE_IDS: [u16; 256] = {
-    let mut ids = [0; 256];
+static BYTE_IDS: [u16; NUM_BYTES] = {
+    let mut ids = [0; NUM_BYTES];
     let mut id = 0;
-    while id < 256 {
-        ids[TOKEN_BYTES[id] as usize] = id as u16;
+    while id < NUM_BYTES {
+        ids[BYTES[id] as usize] = id as u16;
         id += 1;
     }
     ids
 };
-
-const _: () = assert!(NUM_RANKS < NO_ID as usize);
 
 #[cfg(test)]
 mod tests {
@@ -118,48 +207,47 @@ mod tests {
 
     #[test]
     fn every_token_is_found_by_its_bytes_and_the_special_one_is_not() {
-        for id in 0..NUM_RANKS as u16 {
-            let token = bytes(id).unwrap();
-            assert_eq!(find(token, 0, token.len()), Some(id));
-            let followed = [token, b"0123456789abcdef"].concat();
-            assert_eq!(find(&followed, 0, token.len()), Some(id));
+        assert_eq!(GPT2.len(), 50_256);
+        for id in 0..GPT2.len() as u16 {
+            assert_eq!(GPT2.find(GPT2.bytes(id).unwrap()), Some(id));
         }
-        assert_eq!(find(b"<|endoftext|>", 0, 13), None);
-        assert_eq!(bytes(NUM_RANKS as u16), None);
+        assert_eq!(GPT2.find(b"<|endoftext|>"), None);
+        assert_eq!(GPT2.bytes(50_256), None);
     }
 
     #[test]
     fn a_word_padded_with_nul_bytes_is_not_the_word() {
-        assert_eq!(find(b"the\0", 0, 4), None);
-        assert_eq!(find(b"\0\0", 0, 2), None);
+        assert_eq!(GPT2.find(b"the\0"), None);
+        assert_eq!(GPT2.find(b"\0\0"), None);
     }
 
     #[test]
     fn single_bytes_are_the_first_256_ids() {
         for byte in 0..=u8::MAX {
             assert!(byte_id(byte) < 256);
-            assert_eq!(bytes(byte_id(byte)), Some([byte].as_slice()));
+            assert_eq!(GPT2.bytes(byte_id(byte)), Some([byte].as_slice()));
         }
     }
 
     #[test]
     fn every_merge_joins_the_bytes_of_its_two_tokens() {
-        let merges = merges();
-        assert_eq!(merges.len(), NUM_RANKS - 256);
-        for (left, right, joined) in merges {
-            let (left_bytes, right_bytes) = (bytes(left).unwrap(), bytes(right).unwrap());
-            assert_eq!(bytes(joined).unwrap(), [left_bytes, right_bytes].concat());
-            assert_eq!(merged(left, right), joined);
+        let merges: Vec<_> = GPT2.merges().collect();
+        assert_eq!(merges.len(), 50_000);
+        for (rank, &(left, right)) in (0..).zip(&merges) {
+            let (left_bytes, right_bytes) = (GPT2.bytes(left).unwrap(), GPT2.bytes(right).unwrap());
+            let joined = [left_bytes, right_bytes].concat();
+            assert_eq!(GPT2.bytes(merged_id(rank)).unwrap(), joined);
+            assert_eq!(GPT2.rank(left, right), rank);
             if let (&[left], &[right]) = (left_bytes, right_bytes) {
-                assert_eq!(merged_bytes(left, right), joined);
+                assert_eq!(GPT2.rank_of_bytes(left, right), rank);
             }
         }
     }
 
     #[test]
     fn tokens_that_no_merge_joins_are_not_merged() {
-        assert_eq!(merged(220, 220), NO_ID);
-        assert_eq!(merged(50_255, 50_255), NO_ID);
-        assert_eq!(merged_bytes(0xff, 0xff), NO_ID);
+        assert_eq!(GPT2.rank(220, 220), NO_RANK);
+        assert_eq!(GPT2.rank(50_255, 50_255), NO_RANK);
+        assert_eq!(GPT2.rank_of_bytes(0xff, 0xff), NO_RANK);
     }
 }

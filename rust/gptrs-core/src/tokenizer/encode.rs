@@ -1,0 +1,176 @@
+//! The loop that everything is encoded by: text -> pieces -> ids.
+//!
+//! ```text
+//!   text ──split──► up to 255 pieces ──key──► cache ──hit──► ids
+//!                                   prefetch    │ miss
+//!                                    whole piece is a token? ──► id ──┐
+//!                                               │ no                  ├─► cache
+//!                                             merge ──► ids ──────────┘
+//! ```
+//!
+//! Pieces are taken in batches, step by step: when the ids of the first are asked for, the cache
+//! lines of all are already on their way.
+
+use super::cache::{Key, LONGEST, MOST_IDS, WordCache};
+use super::merge::{LongMerger, MergeShort, SHORT};
+use super::simd::{Isa, Simd, Work, dispatch};
+use super::split::{Splitter, Starts};
+use super::vocab::Vocab;
+use super::{BYTES_BETWEEN_CHECKS, Check, LONGEST_PIECE};
+use crate::{Error, Result};
+
+/// What encoding leaves behind for the next time. One thread uses it at a time.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    cache: WordCache,
+    long: Option<Box<LongMerger>>,
+}
+
+/// Encodes text in which nothing is special; ids go to `sink` in portions.
+pub struct EncodeSegment<'a> {
+    pub vocab: Vocab<'a>,
+    pub text: &'a str,
+    pub isa: Isa,
+    pub scratch: &'a mut Scratch,
+    pub sink: &'a mut dyn FnMut(&[u16]),
+    pub check: Check<'a>,
+}
+
+impl Work for EncodeSegment<'_> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run(mut self, simd: impl Simd) -> Result<()> {
+        self.scratch.cache.expect(self.text.len());
+        let mut splitter = Splitter::new(self.text);
+        let mut starts = Starts::default();
+        let mut batch = Batch::default();
+        let mut next_check = BYTES_BETWEEN_CHECKS;
+        while splitter.more() {
+            while splitter.more() && starts.has_room() && splitter.position() < next_check {
+                splitter.next_block(simd, &mut starts);
+            }
+            self.encode_pieces(&starts, &mut batch)?;
+            starts.keep_last();
+            if splitter.position() >= next_check {
+                next_check = splitter.position() + BYTES_BETWEEN_CHECKS;
+                (self.check)()?;
+                refuse_long_piece(starts.base(), splitter.position())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Room for the keys of a batch, and for ids that have not been handed on.
+struct Batch {
+    keys: [Key; Starts::CAPACITY],
+    ids: [u16; CAPACITY],
+}
+
+/// What a batch may need: as many ids as its pieces can have.
+const CAPACITY: usize = MOST_IDS * Starts::CAPACITY;
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { keys: [Key::default(); Starts::CAPACITY], ids: [0; CAPACITY] }
+    }
+}
+
+impl EncodeSegment<'_> {
+    /// Encodes the pieces between neighbouring `starts`.
+    #[inline(always)]
+    fn encode_pieces(&mut self, starts: &Starts, batch: &mut Batch) -> Result<()> {
+        self.scratch.cache.make_room();
+        let Batch { keys, ids } = batch;
+        let (text, starts) = (&self.text.as_bytes()[starts.base()..], starts.all());
+        let keys = &mut keys[..starts.len().saturating_sub(1)];
+        self.scratch.cache.make_keys(text, starts, keys);
+        let (mut next, mut len) = (0, 0);
+        loop {
+            let (hits, end) = self.scratch.cache.append(&keys[next..], ids, len);
+            (next, len) = (next + hits, end);
+            let (Some(key), [start, end, ..]) = (keys.get(next), &starts[next..]) else { break };
+            let piece = &text[*start as usize..*end as usize];
+            len = self.encode_other(*key, piece, ids, len)?;
+            next += 1;
+        }
+        (self.sink)(&ids[..len]);
+        Ok(())
+    }
+
+    /// Encodes a piece that is not in its bucket. Appends its ids at `len`, and returns the new
+    /// length.
+    #[inline(never)]
+    fn encode_other(
+        &mut self,
+        key: Key,
+        piece: &[u8],
+        ids: &mut [u16; CAPACITY],
+        mut len: usize,
+    ) -> Result<usize> {
+        if piece.len() > MOST_IDS {
+            (self.sink)(&ids[..len]);
+            len = 0;
+        }
+        if piece.len() > LONGEST {
+            self.encode_long(piece)?;
+            return Ok(0);
+        }
+        let key = self.scratch.cache.key(key, piece);
+        let room = &mut ids[len..];
+        if let Some(long) = self.scratch.cache.get_long(key, piece) {
+            room[..long.len()].copy_from_slice(long);
+            return Ok(len + long.len());
+        }
+        let new = self.encode_new(piece, room)?;
+        self.scratch.cache.put(key, piece, &room[..new]);
+        Ok(len + new)
+    }
+
+    /// Encodes a piece of at most `LONGEST` bytes to `room`, and returns the number of its ids.
+    fn encode_new(&mut self, piece: &[u8], room: &mut [u16]) -> Result<usize> {
+        if let Some(id) = self.vocab.find(piece) {
+            room[0] = id;
+            return Ok(1);
+        }
+        if piece.len() <= SHORT {
+            let mut short = [0; SHORT];
+            let merge = MergeShort { vocab: self.vocab, piece, ids: &mut short };
+            let ids = dispatch(self.isa, merge);
+            room[..ids.len()].copy_from_slice(ids);
+            return Ok(ids.len());
+        }
+        let long = self.scratch.long.get_or_insert_default();
+        let mut len = 0;
+        let mut sink = |ids: &[u16]| {
+            room[..ids.len()].copy_from_slice(ids);
+            len = ids.len();
+        };
+        long.merge(self.vocab, piece, &mut sink, self.check)?;
+        Ok(len)
+    }
+
+    /// Encodes a piece that no cache takes.
+    #[cold]
+    fn encode_long(&mut self, piece: &[u8]) -> Result<()> {
+        if piece.len() > LONGEST_PIECE {
+            let offset = piece.as_ptr() as usize - self.text.as_ptr() as usize;
+            return Err(Error::PieceTooLong { offset, longest: LONGEST_PIECE });
+        }
+        if let Some(id) = self.vocab.find(piece) {
+            (self.sink)(&[id]);
+            return Ok(());
+        }
+        let long = self.scratch.long.get_or_insert_default();
+        long.merge(self.vocab, piece, self.sink, self.check)
+    }
+}
+
+/// Refuses a piece that has not ended yet and already is too long, before all of it is read.
+fn refuse_long_piece(start: usize, position: usize) -> Result<()> {
+    if position - start > LONGEST_PIECE {
+        return Err(Error::PieceTooLong { offset: start, longest: LONGEST_PIECE });
+    }
+    Ok(())
+}

@@ -1,0 +1,440 @@
+//! Texts on many threads. A text is cut before whitespace that follows anything else: there a piece
+//! starts whatever comes before, so the parts' ids are the whole text's.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use super::classes::class_of;
+use super::layout::SPACE;
+use super::memory::{collect_ids, room_for_ids};
+use super::worker::Worker;
+use super::{BYTES_BETWEEN_CHECKS, Check, Tokenizer};
+use crate::{Error, Result};
+
+/// How much text a thread takes at a time: enough that threads rarely meet.
+const JOB_BYTES: usize = 1 << 19;
+
+/// How long to wait for the other threads before asking `check` again.
+const BETWEEN_CHECKS: Duration = Duration::from_millis(20);
+
+/// The ids of `texts`, and where each text's end.
+pub fn encode(
+    tokenizer: &Tokenizer,
+    texts: &[&str],
+    allowed_special: &[&str],
+    threads: usize,
+    check: Check<'_>,
+) -> Result<(Vec<u16>, Vec<usize>)> {
+    let jobs = jobs(texts, if threads > 1 { JOB_BYTES } else { usize::MAX });
+    let (ids, ends_of_jobs) = encode_jobs(tokenizer, &jobs, allowed_special, threads, check)?;
+    let mut ends = vec![0; texts.len()];
+    let mut before = 0;
+    for (part, num_ids) in jobs.iter().flatten().zip(ends_of_jobs.into_iter().flatten()) {
+        before += num_ids;
+        ends[part.number] = before;
+    }
+    Ok((ids, ends))
+}
+
+/// The ids of all jobs, and for each job how many its parts have.
+fn encode_jobs(
+    tokenizer: &Tokenizer,
+    jobs: &[Vec<Part<'_>>],
+    allowed_special: &[&str],
+    threads: usize,
+    check: Check<'_>,
+) -> Result<(Vec<u16>, Vec<Vec<usize>>)> {
+    if let [job] = jobs {
+        let mut ids = room_for_ids(job.iter().map(|part| part.text.len()).sum());
+        let mut worker = Worker::new(tokenizer);
+        let counts = encode_job(&mut worker, job, allowed_special, &mut ids, check)?;
+        return Ok((ids, vec![counts]));
+    }
+    // No text has more ids than bytes.
+    let capacity = jobs.iter().flatten().map(|part| part.text.len()).sum();
+    let (ids, counts) = collect_ids(capacity, |shared| {
+        // The ids of one job stay in the thread's cache until they are copied.
+        let new_worker = || (Worker::new(tokenizer), Vec::new());
+        let job = |(worker, ids): &mut (_, Vec<u16>), number: usize, check: Check<'_>| {
+            ids.clear();
+            let counts = encode_job(worker, &jobs[number], allowed_special, ids, check)?;
+            shared.append(number, ids, check)?;
+            Ok(counts)
+        };
+        in_order(threads, jobs.len(), &new_worker, &job, check)
+    });
+    Ok((ids, counts?))
+}
+
+/// Appends the ids of a job's parts, and returns how many each has.
+fn encode_job(
+    worker: &mut Worker<'_>,
+    job: &[Part<'_>],
+    allowed_special: &[&str],
+    ids: &mut Vec<u16>,
+    check: Check<'_>,
+) -> Result<Vec<usize>> {
+    let mut counts = Vec::with_capacity(job.len());
+    let mut unchecked = 0;
+    for part in job {
+        let before = ids.len();
+        worker
+            .encode(part.text, allowed_special, &mut |new| ids.extend_from_slice(new), check)
+            .map_err(|error| error.moved_by(part.start))?;
+        counts.push(ids.len() - before);
+        // An empty text takes time, too.
+        unchecked += part.text.len() + 1;
+        if unchecked >= BYTES_BETWEEN_CHECKS {
+            unchecked = 0;
+            check()?;
+        }
+    }
+    Ok(counts)
+}
+
+/// Part of a text.
+struct Part<'t> {
+    /// The text's number.
+    number: usize,
+    /// Where in it the part starts.
+    start: usize,
+    text: &'t str,
+}
+
+/// All texts in order, as jobs of about `job_bytes`.
+fn jobs<'t>(texts: &[&'t str], job_bytes: usize) -> Vec<Vec<Part<'t>>> {
+    let (mut jobs, mut job, mut room) = (Vec::new(), Vec::new(), job_bytes);
+    for (number, text) in texts.iter().enumerate() {
+        let mut start = 0_usize;
+        loop {
+            let end = safe_cut(text, start.saturating_add(room));
+            job.push(Part { number, start, text: &text[start..end] });
+            room = room.saturating_sub(end - start);
+            start = end;
+            if room == 0 {
+                jobs.push(std::mem::take(&mut job));
+                room = job_bytes;
+            }
+            if start == text.len() {
+                break;
+            }
+        }
+    }
+    jobs.push(job);
+    jobs
+}
+
+/// The first place at or after `from` where `text` may be cut; its end, if there is none.
+///
+/// Looks for ASCII whitespace alone, which is common enough.
+pub fn safe_cut(text: &str, from: usize) -> usize {
+    let bytes = text.as_bytes();
+    (from.max(1)..text.len())
+        .find(|&at| {
+            matches!(bytes[at], b'\t'..=b'\r' | b' ')
+                && text[..at].chars().next_back().is_some_and(|char| class_of(char) != SPACE)
+        })
+        .unwrap_or(text.len())
+}
+
+/// Does jobs 0 to `num_jobs` - 1 on `threads` threads, this one among them, and returns their
+/// results in order; or the error of the first job that fails, whichever thread fails first. An
+/// error of `check`, which this thread alone calls, ends all jobs.
+fn in_order<W, T: Send>(
+    threads: usize,
+    num_jobs: usize,
+    new_worker: &(dyn Fn() -> W + Sync),
+    job: &Job<'_, W, T>,
+    check: Check<'_>,
+) -> Result<Vec<T>> {
+    let mut worker = new_worker();
+    let queue = Queue { job, next: AtomicUsize::new(0), end: AtomicUsize::new(num_jobs) };
+    let mut results: Vec<_> = (0..num_jobs).map(|_| None).collect();
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 1..threads.min(num_jobs) {
+            let (sender, queue) = (sender.clone(), &queue);
+            scope.spawn(move || {
+                let mut worker = new_worker();
+                while let Some(done) = queue.work(&mut worker, &mut || Ok(())) {
+                    if sender.send(done).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        work_and_wait(&mut results, &mut worker, &queue, &receiver, check)
+    })?;
+    results.into_iter().map(|result| result.unwrap_or(Err(Error::Stopped))).collect()
+}
+
+/// What to do for the job of a number, with what a thread keeps from job to job.
+type Job<'a, W, T> = dyn Fn(&mut W, usize, Check<'_>) -> Result<T> + Sync + 'a;
+
+/// Jobs to be taken by threads, one after the other.
+struct Queue<'a, W, T> {
+    job: &'a Job<'a, W, T>,
+    next: AtomicUsize,
+    /// Jobs from this one on are not wanted: one that failed comes before them.
+    end: AtomicUsize,
+}
+
+impl<W, T> Queue<'_, W, T> {
+    /// Does the next job, if there is one. Jobs before one that fails are done to their end, so
+    /// that the first error there is is found.
+    fn work(&self, worker: &mut W, check: Check<'_>) -> Option<(usize, Result<T>)> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let wanted = || number < self.end.load(Ordering::Relaxed);
+        if !wanted() {
+            return None;
+        }
+        let mut check = || if wanted() { check() } else { Err(Error::Stopped) };
+        let result = (self.job)(worker, number, &mut check);
+        if result.is_err() {
+            self.end.fetch_min(number, Ordering::Relaxed);
+        }
+        Some((number, result))
+    }
+
+    /// Ends all jobs.
+    fn stop(&self) {
+        self.end.store(0, Ordering::Relaxed);
+    }
+}
+
+type Results<T> = [Option<Result<T>>];
+
+/// This thread's share of the jobs; then it collects what the others did.
+fn work_and_wait<W, T>(
+    results: &mut Results<T>,
+    worker: &mut W,
+    queue: &Queue<'_, W, T>,
+    others: &mpsc::Receiver<(usize, Result<T>)>,
+    check: Check<'_>,
+) -> Result<()> {
+    let mut ended = Ok(());
+    let mut check = || {
+        // What has failed is not asked again.
+        if ended.is_ok() {
+            ended = check();
+            if ended.is_err() {
+                queue.stop();
+            }
+        }
+        ended.clone()
+    };
+    while let Some((number, result)) = queue.work(worker, &mut check) {
+        results[number] = Some(result);
+    }
+    loop {
+        match others.recv_timeout(BETWEEN_CHECKS) {
+            Ok((number, result)) => results[number] = Some(result),
+            Err(RecvTimeoutError::Timeout) if check().is_ok() => {}
+            Err(_) => return ended,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Barrier;
+
+    use proptest::prelude::*;
+
+    use super::super::description::{Description, Model};
+    use super::super::{END_OF_TEXT, LONGEST_PIECE};
+    use super::*;
+
+    const TEXT: &str = r"([a-eA-E'0-9 \t\n]|'(s|t|re|ve|ll)|\s|\pL|\pN|\PC|<\|endoftext\|>){0,60}";
+
+    /// What an endless job does until it is told to stop.
+    fn wait(check: Check<'_>) -> Result<usize> {
+        loop {
+            check()?;
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn jobs_are_done_once_each_and_their_results_come_in_order() {
+        for threads in 0..=5 {
+            for num_jobs in [0, 1, 2, 3, 100] {
+                let started = AtomicUsize::new(0);
+                let job = |(): &mut (), number: usize, _: Check<'_>| {
+                    started.fetch_add(1, Ordering::Relaxed);
+                    Ok(number)
+                };
+                let results = in_order(threads, num_jobs, &|| (), &job, &mut || Ok(()));
+                assert_eq!(results, Ok((0..num_jobs).collect()));
+                assert_eq!(started.into_inner(), num_jobs);
+            }
+        }
+    }
+
+    #[test]
+    fn after_an_error_the_jobs_behind_it_end_and_no_others_start() {
+        for threads in 1..=5 {
+            let started = AtomicUsize::new(0);
+            let job = |(): &mut (), number: usize, check: Check<'_>| {
+                started.fetch_add(1, Ordering::Relaxed);
+                if number == 0 { Err(Error::NothingToDraw) } else { wait(check) }
+            };
+            let results = in_order(threads, 1_000, &|| (), &job, &mut || Ok(()));
+            assert_eq!(results, Err(Error::NothingToDraw));
+            assert!(started.into_inner() <= threads);
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_check_ends_all_jobs_and_arrives_unchanged() {
+        let error = Error::UnknownCharacter { char: 'x', offset: 1 };
+        for threads in 1..=5 {
+            for num_jobs in [1, threads, 1_000] {
+                let job = |(): &mut (), _: usize, check: Check<'_>| wait(check);
+                let mut calls = 0;
+                let results = in_order(threads, num_jobs, &|| (), &job, &mut || {
+                    calls += 1;
+                    if calls == 3 { Err(error.clone()) } else { Ok(()) }
+                });
+                assert_eq!((results, calls), (Err(error.clone()), 3));
+            }
+        }
+    }
+
+    #[test]
+    fn the_check_is_asked_while_the_other_threads_work() {
+        let (this_thread, both) = (thread::current().id(), Barrier::new(2));
+        let job = |(): &mut (), number: usize, check: Check<'_>| {
+            both.wait();
+            if thread::current().id() == this_thread { Ok(number) } else { wait(check) }
+        };
+        let stopped = in_order(2, 2, &|| (), &job, &mut || Err(Error::Stopped));
+        assert_eq!(stopped, Err(Error::Stopped));
+    }
+
+    #[test]
+    fn many_small_texts_are_stopped_as_early_as_one_large_text() {
+        let tokenizer = Tokenizer::gpt2();
+        let texts = vec!["a few words "; BYTES_BETWEEN_CHECKS / 4];
+        for (threads, texts) in
+            [(1, &*texts), (2, &texts), (1, &vec![""; 2 * BYTES_BETWEEN_CHECKS])]
+        {
+            let stopped = encode(&tokenizer, texts, &[], threads, &mut || Err(Error::Stopped));
+            assert_eq!(stopped.err(), Some(Error::Stopped));
+        }
+    }
+
+    #[test]
+    fn a_text_is_stopped_in_the_middle_on_any_number_of_threads() {
+        let (tokenizer, text) = (Tokenizer::gpt2(), "word ".repeat(JOB_BYTES));
+        for threads in 1..=4 {
+            let mut calls = 0;
+            let stopped = tokenizer.encode_batch(&["", &text], &[], threads, &mut || {
+                calls += 1;
+                if calls == 2 { Err(Error::NothingToDraw) } else { Ok(()) }
+            });
+            assert_eq!((stopped.err(), calls), (Some(Error::NothingToDraw), 2));
+        }
+    }
+
+    #[test]
+    fn a_piece_that_is_too_long_is_refused_where_it_starts_on_any_number_of_threads() {
+        let before = "words and more words ".repeat(JOB_BYTES / 10);
+        let text = before.clone() + &"x".repeat(LONGEST_PIECE + 1) + " and words";
+        let expected = Error::PieceTooLong { offset: before.len() - 1, longest: LONGEST_PIECE };
+        let refused = Tokenizer::gpt2().encode_batch(&[&text], &[], 2, &mut || Ok(()));
+        assert_eq!(refused.err(), Some(expected));
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_job_that_fails_is_the_one_whose_error_arrives(
+            failing in prop::collection::btree_set(0usize..40, 0..8),
+            threads in 1usize..6,
+        ) {
+            let failing: BTreeSet<usize> = failing;
+            let job = |(): &mut (), number: usize, check: Check<'_>| {
+                // Later jobs fail sooner.
+                for _ in number..40 {
+                    check()?;
+                    thread::yield_now();
+                }
+                let error = Error::UnknownCharacter { char: 'x', offset: number };
+                if failing.contains(&number) { Err(error) } else { Ok(number) }
+            };
+            let expected = match failing.first() {
+                Some(&offset) => Err(Error::UnknownCharacter { char: 'x', offset }),
+                None => Ok((0..40).collect()),
+            };
+            prop_assert_eq!(in_order(threads, 40, &|| (), &job, &mut || Ok(())), expected);
+        }
+
+        #[test]
+        fn many_texts_on_many_threads_get_the_ids_that_each_gets_alone(
+            texts in prop::collection::vec(TEXT, 0..6),
+            threads in 1usize..6,
+            special in any::<bool>(),
+        ) {
+            let (tokenizer, allowed): (_, &[&str]) =
+                (Tokenizer::gpt2(), if special { &[END_OF_TEXT] } else { &[] });
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let (mut ids, mut ends) = (Vec::new(), Vec::new());
+            for text in &texts {
+                ids.extend(tokenizer.encode(text, allowed, &[]).unwrap());
+                ends.push(ids.len());
+            }
+            let found = encode(&tokenizer, &texts, allowed, threads, &mut || Ok(())).unwrap();
+            prop_assert_eq!(found, (ids, ends));
+        }
+
+        #[test]
+        fn jobs_of_any_size_have_all_texts_in_order_and_give_their_ids(
+            texts in prop::collection::vec(TEXT, 0..6),
+            job_bytes in 1usize..200,
+            threads in 1usize..4,
+        ) {
+            let tokenizer = Tokenizer::gpt2();
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let jobs = jobs(&texts, job_bytes);
+            let mut whole = vec![String::new(); texts.len()];
+            for part in jobs.iter().flatten() {
+                prop_assert_eq!(part.start, whole[part.number].len());
+                whole[part.number] += part.text;
+            }
+            prop_assert_eq!(&whole, &texts);
+            let (ids, _) =
+                encode_jobs(&tokenizer, &jobs, &[END_OF_TEXT], threads, &mut || Ok(())).unwrap();
+            let alone = texts.iter().map(|text| tokenizer.encode(text, &[END_OF_TEXT], &[]).unwrap());
+            prop_assert_eq!(ids, alone.collect::<Vec<_>>().concat());
+        }
+
+        #[test]
+        fn a_text_may_be_cut_wherever_safe_cut_says(text in TEXT, from in 0usize..150) {
+            let tokenizer = Tokenizer::gpt2();
+            let cut = safe_cut(&text, from);
+            prop_assert!(cut >= from.min(text.len()));
+            for allowed in [&[][..], &[END_OF_TEXT]] {
+                let ids = |text: &str| tokenizer.encode(text, allowed, &[]).unwrap();
+                prop_assert_eq!([ids(&text[..cut]), ids(&text[cut..])].concat(), ids(&text));
+            }
+        }
+
+        #[test]
+        fn the_first_unknown_character_is_named_on_any_number_of_threads(
+            text in "[a é]{0,60}",
+            job_bytes in 1usize..20,
+            threads in 1usize..5,
+        ) {
+            let model = Model::Char { chars: vec![' ', 'a'] };
+            let tokenizer = Tokenizer::new(Description { model, special_tokens: vec![] }).unwrap();
+            let jobs = jobs(&["a a", &text], job_bytes);
+            let found = encode_jobs(&tokenizer, &jobs, &[], threads, &mut || Ok(()));
+            let expected = text.find('é').map(|offset| Error::UnknownCharacter { char: 'é', offset });
+            prop_assert_eq!(found.err(), expected);
+        }
+    }
+}
