@@ -18,7 +18,8 @@ from gptrs.checkpoint import load_checkpoint, load_metadata, load_tokenizer, sav
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.model import GPTModel
-from gptrs.tokenizer import get_tokenizer, train_tokenizer
+from gptrs.tokenizer import get_tokenizer
+from gptrs.tokenizer_training import train_tokenizer
 
 
 def tiny_model(seed=0, **changes):

@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 
 import gptrs
+from gptrs.text import help_topics
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TEN_LINES, GENERATOR_LINES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+TEN_LINES, GENERATOR_LINES, TOKENIZER_LINES = re.findall(
+    r"```python\n(.*?)```", README, flags=re.DOTALL
+)
 
 
 @pytest.mark.parametrize("tokenizer", ["ours", "tiktoken"])
@@ -41,3 +45,18 @@ def test_a_trained_model_streams_as_shown(capsys, tmp_path, monkeypatch):
     exec(GENERATOR_LINES, names)
     assert capsys.readouterr().out
     assert len(names["completions"]) == 8
+
+
+def test_the_tokenizer_does_what_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = help_topics()
+    for name in ("corpus.txt", "my.txt"):
+        Path(name).write_text(text, "utf-8")
+    names = {"text": text, "texts": text.split("\n\n")}
+    exec(TOKENIZER_LINES, names)
+    expected = names["gpt2"].as_tiktoken().encode(text, disallowed_special=())
+    assert names["part"].tolist() == expected
+    assert names["offsets"][-1] == len(names["ids"])
+    assert names["small"].n_vocab == 4096
+    theirs = tokenizers.Tokenizer.from_file("tokenizer.json")
+    assert theirs.encode(text[:1000]).ids == names["small"].encode(text[:1000])

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.errors import GptrsError, TokenIdError, TokenizerError
-from gptrs.tokenizer import end_of_text_id, get_tokenizer, train_tokenizer
+from gptrs.tokenizer import end_of_text_id, get_tokenizer
+from gptrs.tokenizer_training import train_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 

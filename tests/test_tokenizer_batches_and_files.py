@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.errors import ConfigError, SourceError, TokenizerError
-from gptrs.tokenizer import get_tokenizer, train_tokenizer
+from gptrs.tokenizer import get_tokenizer
+from gptrs.tokenizer_training import train_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = get_tokenizer("gpt2")
-PART_BYTES = 1 << 23
+PART_BYTES = 1 << 22
 """A file is read in parts of about this size."""
 
 TRICKY = [" ", "\n\n", "\r\n", "\r", "\t", "\ufeff", "é", "中文", "🙂", "the ", " it's", "12"]
@@ -96,7 +97,7 @@ def test_a_file_of_many_parts_has_the_ids_of_its_text(tmp_path):
         ids = TOKENIZER.encode_file(file, allowed_special="all", threads=threads)
         assert np.array_equal(ids, expected)
     parts = list(TOKENIZER.encode_file_parts(file, allowed_special="all"))
-    assert len(parts) == 3
+    assert len(parts) > 2
     assert np.array_equal(np.concatenate(parts), expected)
 
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gptrs.errors import ConfigError
-from gptrs.tokenizer import get_tokenizer, train_tokenizer
+from gptrs.tokenizer import get_tokenizer
+from gptrs.tokenizer_training import train_tokenizer
 
 TOKENIZER = get_tokenizer("gpt2")
 

@@ -5,10 +5,15 @@
 Names are imported when they are first used: `import gptrs` alone imports neither torch nor NumPy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+# typing's own flag, without the import: that takes as long as all that gptrs does when it starts.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from gptrs.checkpoint import load_checkpoint as load_checkpoint
     from gptrs.checkpoint import save_checkpoint as save_checkpoint
     from gptrs.config import GPT_CONFIG_124M as GPT_CONFIG_124M
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from gptrs.stream_decoder import StreamDecoder as StreamDecoder
     from gptrs.tokenizer import Tokenizer as Tokenizer
     from gptrs.tokenizer import get_tokenizer as get_tokenizer
-    from gptrs.tokenizer import train_tokenizer as train_tokenizer
+    from gptrs.tokenizer_training import train_tokenizer as train_tokenizer
     from gptrs.training import calc_loss_batch as calc_loss_batch
     from gptrs.training import calc_loss_loader as calc_loss_loader
     from gptrs.training import evaluate_model as evaluate_model
@@ -57,7 +62,8 @@ _EXPORTS = {
     "model": ("GPTModel",),
     "sampling": ("Sampler", "SamplingConfig"),
     "stream_decoder": ("StreamDecoder",),
-    "tokenizer": ("Tokenizer", "get_tokenizer", "train_tokenizer"),
+    "tokenizer": ("Tokenizer", "get_tokenizer"),
+    "tokenizer_training": ("train_tokenizer",),
     "training": (
         "calc_loss_batch",
         "calc_loss_loader",

@@ -50,7 +50,7 @@ class FileEncoder:
     def __new__(
         cls,
         tokenizer: Tokenizer,
-        path: Path,
+        path: str | Path,
         allowed_special: Sequence[str],
         disallowed_special: Sequence[str],
         *,

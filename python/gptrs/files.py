@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
-from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -13,7 +15,7 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written; what was there before still is.
     """
-    temporary = file.with_name(f".tmp-{file.name}-{secrets.token_hex(4)}")
+    temporary = file.with_name(f".tmp-{file.name}-{os.urandom(4).hex()}")
     try:
         with temporary.open("xb") as stream:
             stream.write(content)

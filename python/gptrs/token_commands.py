@@ -13,7 +13,7 @@ import click
 from gptrs.errors import ConfigError
 from gptrs.text import decode_utf8, find_text_files, read_text
 from gptrs.tokenizer import END_OF_TEXT, FILE_NAME, Tokenizer, get_tokenizer
-from gptrs.tokenizer import train_tokenizer as learn
+from gptrs.tokenizer_training import train_tokenizer as learn
 
 if TYPE_CHECKING:
     import tiktoken

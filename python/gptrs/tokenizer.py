@@ -15,18 +15,30 @@ torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, overload
 
 from gptrs import _core
 from gptrs.errors import ConfigError, TokenizerError
 from gptrs.files import write_whole
 
+# What is imported here, every command waits for: typing and pathlib take longer than all the rest.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from pathlib import Path
+    from typing import Any, Final, Literal, Protocol, overload
+
     import numpy as np
     import numpy.typing as npt
     import tiktoken
+
+    class SupportsToList(Protocol):
+        """A NumPy array or a tensor, neither of which this module imports."""
+
+        def tolist(self) -> Any:
+            """The items as Python ints, in a list."""
+
+    Special = Literal["all"] | Collection[str]
+    """A set of strings, or "all"."""
 
 END_OF_TEXT: Final = "<|endoftext|>"
 """GPT-2's one special token as it is written in a text; trained tokenizers have it by default."""
@@ -34,27 +46,17 @@ END_OF_TEXT: Final = "<|endoftext|>"
 FILE_NAME: Final = "tokenizer.json"
 """The file in which Hugging Face's libraries keep a tokenizer."""
 
-Special = Literal["all"] | Collection[str]
-"""A set of strings, or "all"."""
-
 _TIKTOKEN_PREFIX: Final = "tiktoken:"
 
 # GPT-2's pattern as tiktoken writes it: possessive, so that it never backtracks.
 _PATTERN: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
-class SupportsToList(Protocol):
-    """A NumPy array or a tensor, neither of which this module imports."""
-
-    def tolist(self) -> Any:
-        """The items as Python ints, in a list."""
-
-
 class Tokenizer:
     """A vocabulary of at most 65,536 ids, with the special tokens last.
 
     Made by `get_tokenizer`, `Tokenizer.load` or `train_tokenizer`. Threads may share it: encoding
-    releases the GIL. It remembers words that it has seen, at most some 16 MB a thread.
+    releases the GIL. It remembers words that it has seen, at most some 10 MB a thread.
     """
 
     __slots__ = ("_core", "_tiktoken", "name", "special_tokens_set")
@@ -179,11 +181,12 @@ class Tokenizer:
         Args:
             disallowed_special: as for `encode`, but strings without whitespace.
             errors: "replace" puts U+FFFD in the place of bytes that are not UTF-8.
-            threads: how many threads encode; None is one for each processor.
+            threads: how many threads encode, at most three; None is one for each processor.
 
         Raises:
             SourceError: the file cannot be read, or is not UTF-8 (the message has the offset).
-            TokenizerError: as for `encode`.
+            TokenizerError: as for `encode`; or 64 MiB of the file have no space or line end, so
+                that there is no place to cut.
         """
         return self._file(path, allowed_special, disallowed_special, errors, threads).rest()
 
@@ -294,7 +297,7 @@ class Tokenizer:
         """
         file = _in_directory(path)
         try:
-            return _named(_core.Tokenizer.from_json(file.read_bytes()))
+            return named(_core.Tokenizer.from_json(file.read_bytes()))
         except OSError as error:
             raise TokenizerError(f"{file} cannot be read: {error.strerror or error}") from error
         except TokenizerError as error:
@@ -314,7 +317,9 @@ class Tokenizer:
         if spaced := [token for token in special[1] if any(map(str.isspace, token))]:
             raise ConfigError(f"in a file, strings with whitespace cannot be disallowed: {spaced}")
         replace = errors == "replace"
-        return _core.FileEncoder(self._core, Path(path), *special, replace=replace, threads=threads)
+        return _core.FileEncoder(
+            self._core, os.fspath(path), *special, replace=replace, threads=threads
+        )
 
     def _special(self, allowed: Special, disallowed: Special) -> tuple[list[str], list[str]]:
         """Both sets as lists, with "all" spelled out. Like tiktoken, allows what it never finds."""
@@ -344,55 +349,14 @@ class Tokenizer:
 _GPT2: Final = Tokenizer(_core.Tokenizer.gpt2(), "gpt2")
 
 
-def train_tokenizer(
-    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    vocab_size: int | None,
-    *,
-    special_tokens: Sequence[str] = (END_OF_TEXT,),
-    kind: Literal["bpe", "char"] = "bpe",
-    threads: int | None = None,
-    on_progress: Callable[[int], object] | None = None,
-) -> Tokenizer:
-    """Learns a tokenizer from UTF-8 files; the same files give the same tokenizer.
+if TYPE_CHECKING:
 
-    "bpe" splits with GPT-2's pattern and merges the most frequent pair, again and again; of equals
-    the one with the lower ids. "char" has the text's characters, sorted.
-
-    Args:
-        vocab_size: the number of ids, at most 65,536: for "bpe" the 256 bytes, the merges and the
-            special tokens; for "char" an upper bound, or None.
-        special_tokens: the last ids, in this order; no whitespace in them. Written in a text, they
-            end a document: nothing is learned from them.
-        threads: how many threads count words; None is one for each processor.
-        on_progress: called with the number of merges so far, several times a second.
-
-    Raises:
-        ConfigError: vocab_size is too small or too large for the special tokens, or kind is none.
-        SourceError: a file cannot be read, or is not UTF-8.
-        TokenizerError: the text supports no such vocabulary, or these are no special tokens.
-    """
-    several = [files] if isinstance(files, (str, os.PathLike)) else files
-    paths = [Path(path) for path in several]
-    if isinstance(special_tokens, str):
-        raise TypeError(f"special_tokens must be a sequence of str, found {special_tokens!r}")
-    if vocab_size is not None and vocab_size < 1:
-        raise ConfigError(f"vocab_size is at least 1, found {vocab_size}")
-    special = list(special_tokens)
-    if kind == "char":
-        return _named(_core.train_char(paths, vocab_size, special))
-    if kind != "bpe":
-        raise ConfigError(f'kind is "bpe" or "char", found {kind!r}')
-    if vocab_size is None:
-        raise ConfigError('kind "bpe" needs a vocab_size')
-    return _named(
-        _core.train_bpe(paths, vocab_size, special, threads=threads, on_progress=on_progress)
-    )
+    @overload
+    def get_tokenizer(spec: Literal["gpt2"] = "gpt2") -> Tokenizer: ...
+    @overload
+    def get_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer | tiktoken.Encoding: ...
 
 
-@overload
-def get_tokenizer(spec: Literal["gpt2"] = "gpt2") -> Tokenizer: ...
-@overload
-def get_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer | tiktoken.Encoding: ...
 def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken.Encoding:
     """A tokenizer by name.
 
@@ -442,18 +406,20 @@ def _from_tiktoken(name: str) -> tiktoken.Encoding:
         ) from error
 
 
-def _named(core: _core.Tokenizer) -> Tokenizer:
-    """GPT-2's tokenizer, if this is it; else one named after its kind and size."""
+def named(core: _core.Tokenizer) -> Tokenizer:
+    """GPT-2's tokenizer, if this is it; else one that is named after its kind and size."""
     if core.n_vocab == _GPT2.n_vocab and core.fingerprint() == _GPT2._core.fingerprint():
         return _GPT2
     return Tokenizer(core, f"{core.kind}-{core.n_vocab}")
 
 
 def _from_json(content: bytes) -> Tokenizer:
-    return _named(_core.Tokenizer.from_json(content))
+    return named(_core.Tokenizer.from_json(content))
 
 
 def _in_directory(path: str | os.PathLike[str]) -> Path:
+    from pathlib import Path
+
     return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
 
 
@@ -478,6 +444,10 @@ def _strings(name: str, value: object, *, all_of: Collection[str]) -> Collection
     """A set of strings that an argument gives, or `all_of` for "all"."""
     if value == "all":
         return all_of
+    if isinstance(value, (frozenset, set, list, tuple)):
+        return value
+    from collections.abc import Collection
+
     if isinstance(value, str) or not isinstance(value, Collection):
         raise TypeError(f'{name} must be "all" or a set of strings, found {value!r}')
     return value

@@ -38,7 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = ranks::tokens()?;
     let merges = ranks::merges(&tokens)?;
     if pack::tokens(&merges) != tokens {
-        return Err("GPT-2's single bytes are not its first ids in the order of layout::BYTES".into());
+        return Err(
+            "GPT-2's single bytes are not its first ids in the order of layout::BYTES".into()
+        );
     }
     let tables = Tables::of(&merges);
     write("words.bin", tables.words.as_flattened())?;

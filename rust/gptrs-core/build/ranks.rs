@@ -44,7 +44,7 @@ pub fn merges(tokens: &[Vec<u8>]) -> Result<Vec<(u16, u16)>, String> {
     let mut ids: HashMap<(u16, u16), u16> = HashMap::new();
     let mut merges = Vec::new();
     for (token, merged) in tokens.iter().zip(0u16..).skip(NUM_BYTES) {
-        let mut parts: Vec<u16> = token.iter().map(byte_id).collect();
+        let mut parts: Vec<u16> = token.iter().map(|byte| byte_id(*byte)).collect();
         merge_fully(&mut parts, &ids);
         let &[left, right] = parts.as_slice() else {
             return Err(format!("token {merged} is not a merge of two earlier tokens: {parts:?}"));
@@ -55,8 +55,8 @@ pub fn merges(tokens: &[Vec<u8>]) -> Result<Vec<(u16, u16)>, String> {
     Ok(merges)
 }
 
-fn byte_id(byte: &u8) -> u16 {
-    BYTES.iter().zip(0..).find_map(|(other, id)| (other == byte).then_some(id)).unwrap_or(0)
+fn byte_id(byte: u8) -> u16 {
+    BYTES.iter().zip(0..).find_map(|(other, id)| (*other == byte).then_some(id)).unwrap_or(0)
 }
 
 /// Merges the leftmost pair of lowest rank until no neighbours are a pair in `ids`.

@@ -91,7 +91,7 @@ pub struct Tokenizer {
 enum Ordinary {
     Gpt2,
     Bpe(Box<Tables>),
-    Char(Chars),
+    Char(Box<Chars>),
 }
 
 impl Tokenizer {
@@ -112,7 +112,7 @@ impl Tokenizer {
                 Vocab::of(&tables).refuse_unreachable_tokens()?;
                 Ordinary::Bpe(tables)
             }
-            Model::Char { chars } => Ordinary::Char(Chars::new(chars)),
+            Model::Char { chars } => Ordinary::Char(Box::new(Chars::new(chars))),
         };
         Ok(Self::with(ordinary, description.special_tokens))
     }

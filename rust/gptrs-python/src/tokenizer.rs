@@ -252,7 +252,7 @@ impl PyFileEncoder {
     ///     allowed_special, disallowed_special: as for `Tokenizer.encode`; the latter without
     ///         whitespace in them.
     ///     replace: puts U+FFFD in the place of bytes that are not UTF-8.
-    ///     threads: how many threads encode; None is one for each processor.
+    ///     threads: how many threads encode, at most three; None is one for each processor.
     /// Raises:
     ///     SourceError: the file cannot be opened or, while it is read, is not UTF-8.
     #[new]
@@ -267,7 +267,7 @@ impl PyFileEncoder {
     ) -> PyResult<Self> {
         let on_invalid = if replace { OnInvalid::Replace } else { OnInvalid::Refuse };
         let file = TextFile::open(&path, on_invalid).map_err(CoreError)?;
-        let threads = num_threads(threads)?;
+        let threads = num_threads(threads)?.min(MOST_FILE_THREADS);
         Ok(Self {
             tokenizer,
             path,
@@ -343,6 +343,9 @@ fn named(py: Python<'_>, error: PyErr, path: &Path) -> PyErr {
         error
     }
 }
+
+/// More threads than this would wait for the disk, and take more memory than was promised.
+const MOST_FILE_THREADS: usize = 3;
 
 /// How many threads to use.
 pub fn num_threads(asked: Option<isize>) -> PyResult<usize> {

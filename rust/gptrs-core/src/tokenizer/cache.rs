@@ -25,7 +25,7 @@ pub const MOST_IDS: usize = 16;
 /// An entry holds up to this many ids.
 const ENTRY_IDS: usize = 8;
 
-/// A table of words and their ids. The table takes 8 MiB at most, and the lists 4 MiB; then new
+/// A table of words and their ids. The table takes 8 MiB at most, and the lists 2 MiB; then new
 /// words replace old ones.
 #[derive(Debug)]
 pub struct WordCache {
@@ -107,8 +107,8 @@ const FIRST_BUCKETS: usize = 1 << 9;
 const MOST_BUCKETS: usize = 1 << 17;
 const GROWTH: usize = 8;
 const BYTES_A_BUCKET: usize = 128;
-const MOST_MANY: usize = 1 << 16;
-const MOST_LONG: usize = 1 << 14;
+const MOST_MANY: usize = 1 << 14;
+const MOST_LONG: usize = 1 << 13;
 
 impl Default for WordCache {
     fn default() -> Self {
@@ -130,7 +130,8 @@ impl WordCache {
                 self.make_keys_of(starts, keys, |start| window_at_end(&text[start..]));
             }
             _ => self.make_keys_of(starts, keys, |start| {
-                let window = text.get(start..start + WINDOW).and_then(|window| window.first_chunk());
+                let window =
+                    text.get(start..start + WINDOW).and_then(|window| window.first_chunk());
                 *window.unwrap_or(&[0; WINDOW])
             }),
         }
@@ -198,7 +199,8 @@ impl WordCache {
         if word.len() <= KEY_BYTES {
             return None;
         }
-        let entry = self.buckets[key.bucket as usize].0.iter().find(|entry| entry.word.is(key.word))?;
+        let entry =
+            self.buckets[key.bucket as usize].0.iter().find(|entry| entry.word.is(key.word))?;
         let long = self.long.get(entry.number_elsewhere())?;
         (*long.bytes == *word).then_some(&long.ids)
     }

@@ -11,6 +11,8 @@
 //! Pieces are taken in batches, step by step: when the ids of the first are asked for, the cache
 //! lines of all are already on their way.
 
+use std::ops::Range;
+
 use super::cache::{Key, LONGEST, MOST_IDS, WordCache};
 use super::merge::{LongMerger, MergeShort, SHORT};
 use super::simd::{Isa, Simd, Work, dispatch};
@@ -68,8 +70,8 @@ struct Batch {
     ids: [u16; CAPACITY],
 }
 
-/// What a batch may need: as many ids as its pieces can have.
-const CAPACITY: usize = MOST_IDS * Starts::CAPACITY;
+/// What a batch may need: a long piece's ids, and as many as the others can have.
+const CAPACITY: usize = LONGEST + MOST_IDS * Starts::CAPACITY;
 
 impl Default for Batch {
     fn default() -> Self {
@@ -83,7 +85,8 @@ impl EncodeSegment<'_> {
     fn encode_pieces(&mut self, starts: &Starts, batch: &mut Batch) -> Result<()> {
         self.scratch.cache.make_room();
         let Batch { keys, ids } = batch;
-        let (text, starts) = (&self.text.as_bytes()[starts.base()..], starts.all());
+        let (base, starts) = (starts.base(), starts.all());
+        let text = &self.text.as_bytes()[base..];
         let keys = &mut keys[..starts.len().saturating_sub(1)];
         self.scratch.cache.make_keys(text, starts, keys);
         let (mut next, mut len) = (0, 0);
@@ -91,8 +94,8 @@ impl EncodeSegment<'_> {
             let (hits, end) = self.scratch.cache.append(&keys[next..], ids, len);
             (next, len) = (next + hits, end);
             let (Some(key), [start, end, ..]) = (keys.get(next), &starts[next..]) else { break };
-            let piece = &text[*start as usize..*end as usize];
-            len = self.encode_other(*key, piece, ids, len)?;
+            let place = base + *start as usize..base + *end as usize;
+            len = self.encode_other(*key, place, ids, len)?;
             next += 1;
         }
         (self.sink)(&ids[..len]);
@@ -105,16 +108,18 @@ impl EncodeSegment<'_> {
     fn encode_other(
         &mut self,
         key: Key,
-        piece: &[u8],
+        place: Range<usize>,
         ids: &mut [u16; CAPACITY],
         mut len: usize,
     ) -> Result<usize> {
+        let start = place.start;
+        let piece = &self.text.as_bytes()[place];
         if piece.len() > MOST_IDS {
             (self.sink)(&ids[..len]);
             len = 0;
         }
         if piece.len() > LONGEST {
-            self.encode_long(piece)?;
+            self.encode_long(piece, start)?;
             return Ok(0);
         }
         let key = self.scratch.cache.key(key, piece);
@@ -153,9 +158,8 @@ impl EncodeSegment<'_> {
 
     /// Encodes a piece that no cache takes.
     #[cold]
-    fn encode_long(&mut self, piece: &[u8]) -> Result<()> {
+    fn encode_long(&mut self, piece: &[u8], offset: usize) -> Result<()> {
         if piece.len() > LONGEST_PIECE {
-            let offset = piece.as_ptr() as usize - self.text.as_ptr() as usize;
             return Err(Error::PieceTooLong { offset, longest: LONGEST_PIECE });
         }
         if let Some(id) = self.vocab.find(piece) {

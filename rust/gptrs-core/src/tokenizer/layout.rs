@@ -66,9 +66,9 @@ pub fn word_hash(word: &[u8]) -> u64 {
 /// A word's first 8 bytes and its last 8. Of a word of up to 16 bytes that is everything.
 #[inline]
 pub fn ends(word: &[u8]) -> [u64; 2] {
-    if let (Some(first), Some(last)) = (word.first_chunk(), word.last_chunk()) {
+    if let (Some(first), Some(last)) = (word.first_chunk::<8>(), word.last_chunk::<8>()) {
         [u64::from_le_bytes(*first), u64::from_le_bytes(*last)]
-    } else if let (Some(first), Some(last)) = (word.first_chunk(), word.last_chunk()) {
+    } else if let (Some(first), Some(last)) = (word.first_chunk::<4>(), word.last_chunk::<4>()) {
         [u32::from_le_bytes(*first).into(), u32::from_le_bytes(*last).into()]
     } else {
         [word.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)), 0]

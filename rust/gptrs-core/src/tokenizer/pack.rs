@@ -1,9 +1,7 @@
 //! Merges -> the tables of a vocabulary: hash tables with linear probing, zero where a slot is
 //! empty. For GPT-2 `build.rs` runs this, for a trained vocabulary the program itself.
 
-use super::layout::{
-    BYTES, NO_RANK, NUM_BYTES, pack, pair_hash, slots_for, top_bits, word_hash,
-};
+use super::layout::{BYTES, NO_RANK, NUM_BYTES, pack, pair_hash, slots_for, top_bits, word_hash};
 
 /// The tables as little-endian records; `Vocab` reads them.
 #[derive(Debug)]

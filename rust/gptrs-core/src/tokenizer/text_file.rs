@@ -10,7 +10,7 @@ use super::{Check, LONGEST_PIECE};
 use crate::{Error, Result};
 
 /// How much to read at a time: the threads that encode it have a few jobs each.
-const PART_BYTES: usize = 1 << 23;
+const PART_BYTES: usize = 1 << 22;
 
 /// What to do with bytes that are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,6 @@
 //! Tokens by their bytes, their bytes by id, and what two neighbours merge into.
 
-use super::layout::{
-    BYTES, NO_RANK, NUM_BYTES, ends, pair_hash, top_bits, unpack, word_hash,
-};
+use super::layout::{BYTES, NO_RANK, NUM_BYTES, ends, pair_hash, top_bits, unpack, word_hash};
 use super::pack::Tables;
 use super::tables;
 use crate::{Error, Result};
@@ -50,7 +48,9 @@ impl<'a> Vocab<'a> {
 
     /// The id of the token whose bytes are `word`, if there is one.
     pub fn find(self, word: &[u8]) -> Option<u16> {
-        probe(self.words, word_hash(word), |id| self.bytes(id).is_some_and(|other| equal(other, word)))
+        probe(self.words, word_hash(word), |id| {
+            self.bytes(id).is_some_and(|other| equal(other, word))
+        })
     }
 
     /// The bytes of a token, if there is one with this id.
@@ -136,7 +136,8 @@ impl<'a> Vocab<'a> {
     /// # Errors
     /// `Error::TokenizerDescription`
     pub fn refuse_unreachable_tokens(self) -> Result<()> {
-        let unreachable = self.merges().zip(0..).find(|(pair, rank)| !self.meet(pair.0, pair.1, *rank));
+        let unreachable =
+            self.merges().zip(0..).find(|(pair, rank)| !self.meet(pair.0, pair.1, *rank));
         match unreachable {
             None => Ok(()),
             Some(((left, right), rank)) => Err(Error::TokenizerDescription(format!(

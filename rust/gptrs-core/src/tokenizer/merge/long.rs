@@ -14,9 +14,9 @@
 //!   part 2                 h a t g o o n a … merged again, with what follows
 //! ```
 
+use super::super::Check;
 use super::super::layout::NO_RANK;
 use super::super::vocab::{Vocab, byte_id, merged_id};
-use super::super::Check;
 use crate::Result;
 
 /// How many bytes are merged at once: the nodes of as many fit the caches nearest to the core.
@@ -67,8 +67,8 @@ impl Default for LongMerger {
     fn default() -> Self {
         Self {
             nodes: Vec::new(),
-            newest: Box::new([NONE; NUM_RANKS]),
-            waiting: Box::new([0; NUM_RANKS / 64]),
+            newest: boxed(NONE),
+            waiting: boxed(0),
             entries: Vec::new(),
             num_entries: 0,
             places: Vec::new(),
@@ -76,6 +76,12 @@ impl Default for LongMerger {
             ids: Vec::new(),
         }
     }
+}
+
+/// An array on the heap that never was on the stack.
+fn boxed<T: Copy, const N: usize>(value: T) -> Box<[T; N]> {
+    let array = vec![value; N].into_boxed_slice().try_into();
+    array.unwrap_or_else(|_| unreachable!("it has N items"))
 }
 
 impl LongMerger {
