@@ -28,6 +28,13 @@ pub struct Scratch {
     long: Option<Box<LongMerger>>,
 }
 
+impl Scratch {
+    /// Makes room at once for the words of a text of this size.
+    pub fn expect(&mut self, text_bytes: usize) {
+        self.cache.expect(text_bytes);
+    }
+}
+
 /// Encodes text in which nothing is special; ids go to `sink` in portions.
 pub struct EncodeSegment<'a> {
     pub vocab: Vocab<'a>,
@@ -43,7 +50,7 @@ impl Work for EncodeSegment<'_> {
 
     #[inline(always)]
     fn run(mut self, simd: impl Simd) -> Result<()> {
-        self.scratch.cache.expect(self.text.len());
+        self.scratch.expect(self.text.len());
         let mut splitter = Splitter::new(self.text);
         let mut starts = Starts::default();
         let mut batch = Batch::default();

@@ -53,10 +53,14 @@ fn encode_jobs(
         return Ok((ids, vec![counts]));
     }
     // No text has more ids than bytes.
-    let capacity = jobs.iter().flatten().map(|part| part.text.len()).sum();
+    let capacity: usize = jobs.iter().flatten().map(|part| part.text.len()).sum();
     let (ids, counts) = collect_ids(capacity, |shared| {
         // The ids of one job stay in the thread's cache until they are copied.
-        let new_worker = || (Worker::new(tokenizer), Vec::new());
+        let new_worker = || {
+            let mut worker = Worker::new(tokenizer);
+            worker.expect(capacity / threads.max(1));
+            (worker, Vec::new())
+        };
         let job = |(worker, ids): &mut (_, Vec<u16>), number: usize, check: Check<'_>| {
             ids.clear();
             let counts = encode_job(worker, &jobs[number], allowed_special, ids, check)?;

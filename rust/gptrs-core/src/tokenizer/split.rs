@@ -107,6 +107,7 @@ impl Starts {
     /// Appends `place` plus the number of each bit that is set.
     #[inline(always)]
     fn push_bits(&mut self, simd: impl Simd, place: usize, bits: u64) {
+        debug_assert!(self.has_room());
         if let Some(room) = self.places[self.len..].first_chunk_mut() {
             simd.expand(bits, (place - self.base) as u32, room);
             self.len += bits.count_ones() as usize;

@@ -35,6 +35,11 @@ impl<'t> Worker<'t> {
         Self { tokenizer, scratch, place: Some(place) }
     }
 
+    /// Makes room at once for the words of a text of this size, which comes in parts.
+    pub fn expect(&mut self, text_bytes: usize) {
+        self.scratch.expect(text_bytes);
+    }
+
     /// Hands the ids of `text` to `sink`, portion by portion.
     pub fn encode(
         &mut self,
