@@ -328,7 +328,9 @@ mod tests {
             [(1, &*texts), (2, &texts), (1, &vec![""; 2 * BYTES_BETWEEN_CHECKS])]
         {
             let stopped = encode(&tokenizer, texts, &[], threads, &mut || Err(Error::Stopped));
-            assert_eq!(stopped.err(), Some(Error::Stopped));
+            // One other thread may have done all before this one asked.
+            assert!(stopped.is_err() || threads == 2);
+            assert!(stopped.err().is_none_or(|error| error == Error::Stopped));
         }
     }
 
@@ -341,7 +343,9 @@ mod tests {
                 calls += 1;
                 if calls == 2 { Err(Error::NothingToDraw) } else { Ok(()) }
             });
-            assert_eq!((stopped.err(), calls), (Some(Error::NothingToDraw), 2));
+            // Other threads may have done all before this one asked twice.
+            let expected = (threads == 1 || calls == 2).then_some((Error::NothingToDraw, 2));
+            assert_eq!(stopped.err().map(|error| (error, calls)), expected);
         }
     }
 

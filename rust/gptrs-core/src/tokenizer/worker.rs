@@ -1,7 +1,7 @@
 //! One thread's use of a tokenizer: the words that it has seen, borrowed from the tokenizer and given
 //! back at the end.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use super::encode::{EncodeSegment, Scratch};
 use super::simd::{Isa, dispatch};
@@ -22,9 +22,9 @@ pub struct Worker<'t> {
 
 impl<'t> Worker<'t> {
     /// Takes the first scratch that is free, so that a thread that works alone always gets the
-    /// same. Never waits: a fork may have left the lock to nobody.
+    /// same.
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        let Ok(mut pool) = tokenizer.pool.try_lock() else {
+        let Some(mut pool) = lock(&tokenizer.pool) else {
             return Self { tokenizer, scratch: Scratch::default(), place: None };
         };
         let place = pool.iter().position(Option::is_some).unwrap_or_else(|| {
@@ -91,9 +91,20 @@ impl<'t> Worker<'t> {
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
         if let Some(place) = self.place
-            && let Ok(mut pool) = self.tokenizer.pool.try_lock()
+            && let Some(mut pool) = lock(&self.tokenizer.pool)
         {
             pool[place] = Some(std::mem::take(&mut self.scratch));
         }
     }
 }
+
+/// The pool, which others hold for less than a microsecond. Does not wait forever: a fork may have
+/// left the lock to nobody.
+fn lock(pool: &Pool) -> Option<MutexGuard<'_, Vec<Option<Scratch>>>> {
+    (0..MOST_TRIES).find_map(|_| {
+        std::hint::spin_loop();
+        pool.try_lock().ok()
+    })
+}
+
+const MOST_TRIES: usize = 100_000;
