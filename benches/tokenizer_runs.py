@@ -129,6 +129,8 @@ def finished(
 def environment(num_threads: int) -> dict[str, str]:
     """This process's variables, and how many threads libraries may start."""
     variables = dict(os.environ, PYTHONHASHSEED="0", RAYON_NUM_THREADS=str(num_threads))
+    # NumPy's own threads wait busily for some time after the import, on the second processor.
+    variables["OPENBLAS_NUM_THREADS"] = "1"
     return variables | {"TOKENIZERS_PARALLELISM": "false" if num_threads == 1 else "true"}
 
 

@@ -3,13 +3,10 @@
 
 #![allow(unsafe_code, reason = "the operating system is asked, and memory is filled in parallel")]
 
+use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
-
-use super::Check;
-use crate::Result;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The size of a huge page on x86-64 and, mostly, on ARM.
 #[cfg(target_os = "linux")]
@@ -22,11 +19,10 @@ pub fn room_for_ids(text_bytes: usize) -> Vec<u16> {
     ids
 }
 
-/// Ids that threads append to in portions, each in its turn. The first may have to wait for the
-/// turn; then all copy at once.
+/// Ids that threads append to in portions. Each has its turn: one that comes early is kept, and
+/// copied by the thread that brings the one before it. Nobody waits.
 pub struct SharedIds<'a> {
     state: Mutex<State<'a>>,
-    next_turn: Condvar,
     /// How many ids have been copied.
     copied: AtomicUsize,
 }
@@ -34,20 +30,19 @@ pub struct SharedIds<'a> {
 struct State<'a> {
     turn: usize,
     room: &'a mut [MaybeUninit<u16>],
+    early: BTreeMap<usize, Vec<u16>>,
+    /// Buffers to be used again.
+    free: Vec<Vec<u16>>,
 }
 
-/// How long to wait for the turn before asking the check again.
-const BETWEEN_CHECKS: Duration = Duration::from_millis(20);
-
-/// Lets `work` append up to `capacity` ids, from any number of threads that end with it.
+/// Lets `work` append up to `capacity` ids, from any number of threads that end with it. Portions
+/// after a turn that never came are left out.
 pub fn collect_ids<T>(capacity: usize, work: impl FnOnce(&SharedIds<'_>) -> T) -> (Vec<u16>, T) {
     let mut ids = Vec::with_capacity(capacity);
     prefer_huge_pages(ids.spare_capacity_mut());
-    let shared = SharedIds {
-        state: Mutex::new(State { turn: 0, room: &mut ids.spare_capacity_mut()[..capacity] }),
-        next_turn: Condvar::new(),
-        copied: AtomicUsize::new(0),
-    };
+    let room = &mut ids.spare_capacity_mut()[..capacity];
+    let state = State { turn: 0, room, early: BTreeMap::new(), free: Vec::new() };
+    let shared = SharedIds { state: Mutex::new(state), copied: AtomicUsize::new(0) };
     let done = work(&shared);
     let left = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner).room.len();
     let copied = shared.copied.into_inner();
@@ -58,26 +53,37 @@ pub fn collect_ids<T>(capacity: usize, work: impl FnOnce(&SharedIds<'_>) -> T) -
     (ids, done)
 }
 
-impl SharedIds<'_> {
-    /// Appends a portion after those of all lower turns. Calls `check` while it waits; its error
-    /// ends the waiting.
-    pub fn append(&self, turn: usize, portion: &[u16], check: Check<'_>) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.turn != turn {
-            let waited = self.next_turn.wait_timeout(state, BETWEEN_CHECKS);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            check()?;
+impl<'a> SharedIds<'a> {
+    fn lock(&self) -> MutexGuard<'_, State<'a>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends a portion after those of all lower turns. Returns an empty buffer for the next.
+    pub fn append(&self, turn: usize, portion: Vec<u16>) -> Vec<u16> {
+        let mut ready = Vec::new();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.early.insert(turn, portion);
+        while let Some(portion) = state.early.remove(&state.turn) {
+            let (place, room) = std::mem::take(&mut state.room).split_at_mut(portion.len());
+            ready.push((place, portion));
+            state.room = room;
+            state.turn += 1;
         }
-        let (place, room) = std::mem::take(&mut state.room).split_at_mut(portion.len());
-        state.room = room;
-        state.turn += 1;
-        drop(state);
-        self.next_turn.notify_all();
-        for (to, from) in place.iter_mut().zip(portion) {
-            to.write(*from);
+        let mut buffer = state.free.pop().unwrap_or_default();
+        drop(guard);
+        for (place, portion) in ready {
+            for (to, from) in place.iter_mut().zip(&portion) {
+                to.write(*from);
+            }
+            self.copied.fetch_add(portion.len(), Ordering::Relaxed);
+            let unused = std::mem::replace(&mut buffer, portion);
+            if unused.capacity() > 0 {
+                self.lock().free.push(unused);
+            }
         }
-        self.copied.fetch_add(portion.len(), Ordering::Relaxed);
-        Ok(())
+        buffer.clear();
+        buffer
     }
 }
 
@@ -102,7 +108,6 @@ pub fn prefer_huge_pages<T>(buffer: &mut [MaybeUninit<T>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
     use proptest::prelude::*;
 
     proptest! {
@@ -118,7 +123,7 @@ mod tests {
                     scope.spawn(|| loop {
                         let turn = next.fetch_add(1, Ordering::Relaxed);
                         let Some(portion) = portions.get(turn) else { break };
-                        shared.append(turn, portion, &mut || Ok(())).unwrap();
+                        shared.append(turn, portion.clone());
                     });
                 }
             }));
@@ -127,12 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_never_comes_is_waited_for_until_the_check_fails() {
-        let (ids, stopped) = collect_ids(4, |shared| {
-            shared.append(0, &[7], &mut || Ok(())).unwrap();
-            shared.append(2, &[8], &mut || Err(Error::Stopped))
+    fn what_comes_after_a_turn_that_never_came_is_left_out() {
+        let (ids, next) = collect_ids(4, |shared| {
+            shared.append(2, vec![8]);
+            shared.append(0, vec![7, 7])
         });
-        assert_eq!((ids, stopped), (vec![7], Err(Error::Stopped)));
+        assert_eq!((ids, next), (vec![7, 7], vec![]));
     }
 
     #[test]

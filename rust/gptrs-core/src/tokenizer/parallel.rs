@@ -14,7 +14,7 @@ use super::{BYTES_BETWEEN_CHECKS, Check, Tokenizer};
 use crate::{Error, Result};
 
 /// How much text a thread takes at a time: enough that threads rarely meet.
-const JOB_BYTES: usize = 1 << 19;
+const JOB_BYTES: usize = 1 << 18;
 
 /// How long to wait for the other threads before asking `check` again.
 const BETWEEN_CHECKS: Duration = Duration::from_millis(20);
@@ -64,7 +64,7 @@ fn encode_jobs(
         let job = |(worker, ids): &mut (_, Vec<u16>), number: usize, check: Check<'_>| {
             ids.clear();
             let counts = encode_job(worker, &jobs[number], allowed_special, ids, check)?;
-            shared.append(number, ids, check)?;
+            *ids = shared.append(number, std::mem::take(ids));
             Ok(counts)
         };
         in_order(threads, jobs.len(), &new_worker, &job, check)
