@@ -35,6 +35,7 @@
 mod cache;
 mod chars;
 mod classes;
+mod cuts;
 pub mod description;
 mod encode;
 pub mod file;
@@ -137,6 +138,11 @@ impl Tokenizer {
             Ordinary::Char(chars) => Model::Char { chars: chars.all().to_vec() },
         };
         Description { model, special_tokens: self.special_tokens.clone() }
+    }
+
+    /// Whether each token is a character, not a pair of others.
+    pub fn is_char_level(&self) -> bool {
+        matches!(self.ordinary, Ordinary::Char(_))
     }
 
     /// The number of ids.

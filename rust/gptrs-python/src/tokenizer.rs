@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use gptrs_core::Error;
-use gptrs_core::tokenizer::description::Model;
 use gptrs_core::tokenizer::{OnInvalid, TextFile, Tokenizer, file, refuse_special};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::buffer::PyBuffer;
@@ -53,10 +52,7 @@ impl PyTokenizer {
     /// "bpe" or "char".
     #[getter]
     fn kind(&self) -> &'static str {
-        match self.0.description().model {
-            Model::Bpe { .. } => "bpe",
-            Model::Char { .. } => "char",
-        }
+        if self.0.is_char_level() { "char" } else { "bpe" }
     }
 
     /// The number of ids.

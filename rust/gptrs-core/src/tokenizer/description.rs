@@ -15,15 +15,13 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+pub use super::layout::NUM_BYTES;
 pub(super) use spellings::{Spellings, byte_letters};
 
 use crate::{Error, Result};
 
 /// The most ids a vocabulary may have: as many as 16 bits tell apart.
 pub const MAX_IDS: usize = 1 << 16;
-
-/// The ids that stand for single bytes.
-pub const NUM_BYTES: usize = 256;
 
 /// The most bytes that a vocabulary's tokens may have in all. GPT-2's have 320,000; merges that
 /// double a token again and again would fill any memory.

@@ -1,16 +1,14 @@
-//! Texts on many threads. A text is cut before whitespace that follows anything else: there a piece
-//! starts whatever comes before, so the parts' ids are the whole text's.
+//! Texts on many threads, cut where `cuts` says, so that the parts' ids are the whole texts'.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use super::classes::class_of;
-use super::layout::SPACE;
+use super::cuts::safe_cut;
 use super::memory::{collect_ids, room_for_ids};
 use super::worker::Worker;
-use super::{BYTES_BETWEEN_CHECKS, Check, Tokenizer};
+use super::{Check, Tokenizer};
 use crate::{Error, Result};
 
 /// How much text a thread takes at a time: enough that threads rarely meet.
@@ -81,19 +79,12 @@ fn encode_job(
     check: Check<'_>,
 ) -> Result<Vec<usize>> {
     let mut counts = Vec::with_capacity(job.len());
-    let mut unchecked = 0;
     for part in job {
         let before = ids.len();
         worker
             .encode(part.text, allowed_special, &mut |new| ids.extend_from_slice(new), check)
             .map_err(|error| error.moved_by(part.start))?;
         counts.push(ids.len() - before);
-        // An empty text takes time, too.
-        unchecked += part.text.len() + 1;
-        if unchecked >= BYTES_BETWEEN_CHECKS {
-            unchecked = 0;
-            check()?;
-        }
     }
     Ok(counts)
 }
@@ -128,19 +119,6 @@ fn jobs<'t>(texts: &[&'t str], job_bytes: usize) -> Vec<Vec<Part<'t>>> {
     }
     jobs.push(job);
     jobs
-}
-
-/// The first place at or after `from` where `text` may be cut; its end, if there is none.
-///
-/// Looks for ASCII whitespace alone, which is common enough.
-pub fn safe_cut(text: &str, from: usize) -> usize {
-    let bytes = text.as_bytes();
-    (from.max(1)..text.len())
-        .find(|&at| {
-            matches!(bytes[at], b'\t'..=b'\r' | b' ')
-                && text[..at].chars().next_back().is_some_and(|char| class_of(char) != SPACE)
-        })
-        .unwrap_or(text.len())
 }
 
 /// Does jobs 0 to `num_jobs` - 1 on `threads` threads, this one among them, and returns their
@@ -250,7 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::description::{Description, Model};
-    use super::super::{END_OF_TEXT, LONGEST_PIECE};
+    use super::super::{BYTES_BETWEEN_CHECKS, END_OF_TEXT, LONGEST_PIECE};
     use super::*;
 
     const TEXT: &str = r"([a-eA-E'0-9 \t\n]|'(s|t|re|ve|ll)|\s|\pL|\pN|\PC|<\|endoftext\|>){0,60}";

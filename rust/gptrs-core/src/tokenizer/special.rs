@@ -10,12 +10,13 @@ use crate::{Error, Result};
 /// that ends it, if one does). Where several start at one place the longest counts.
 pub fn segments<'t, 's>(
     text: &'t str,
-    allowed: &'s [&'s str],
+    allowed: &'s [impl AsRef<str>],
 ) -> impl Iterator<Item = (usize, &'t str, Option<&'s str>)> {
     let mut places: Vec<_> = allowed
         .iter()
+        .map(AsRef::as_ref)
         .filter(|token| !token.is_empty())
-        .map(|token| (*token, memmem::Finder::new(*token)))
+        .map(|token| (token, memmem::Finder::new(token)))
         .map(|(token, finder)| (token, finder.find(text.as_bytes()), finder))
         .collect();
     let mut start = Some(0);
@@ -90,6 +91,19 @@ mod tests {
         let allowed = ["<a>", "<a><b>", "a><b><b>"];
         let expected = [(0, "x", Some("<a><b>")), (7, "<b>", None)];
         assert_eq!(found("x<a><b><b>", &allowed), expected);
+    }
+
+    #[test]
+    fn special_tokens_end_a_segment_and_the_leftmost_and_longest_wins() {
+        let between = |text, tokens: &[&str]| {
+            let found: Vec<String> =
+                segments(text, tokens).map(|(_, segment, _)| segment.to_owned()).collect();
+            found
+        };
+        let tokens = ["<a>", "<a><b>", "><"];
+        assert_eq!(between("x <a><b><a>y ><<a>", &tokens), ["x ", "", "y ", "", ""]);
+        assert_eq!(between("no token < a>", &tokens), ["no token < a>"]);
+        assert_eq!(between("x", &[]), ["x"]);
     }
 
     #[test]

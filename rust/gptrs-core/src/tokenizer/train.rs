@@ -15,7 +15,6 @@ mod chars;
 mod pairs;
 mod places;
 mod queue;
-mod segments;
 mod words;
 
 pub use bpe::BpeTrainer;

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use super::encode::{EncodeSegment, Scratch};
-use super::simd::{Isa, dispatch};
+use super::simd::dispatch;
 use super::vocab::{GPT2, Vocab};
 use super::{BYTES_BETWEEN_CHECKS, Check, Ordinary, Tokenizer, special};
 use crate::Result;
@@ -18,6 +18,8 @@ pub struct Worker<'t> {
     scratch: Scratch,
     /// Its place in the pool, if it has one.
     place: Option<usize>,
+    /// How much was encoded since the last check.
+    unchecked: usize,
 }
 
 impl<'t> Worker<'t> {
@@ -25,14 +27,14 @@ impl<'t> Worker<'t> {
     /// same.
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
         let Some(mut pool) = lock(&tokenizer.pool) else {
-            return Self { tokenizer, scratch: Scratch::default(), place: None };
+            return Self { tokenizer, scratch: Scratch::default(), place: None, unchecked: 0 };
         };
         let place = pool.iter().position(Option::is_some).unwrap_or_else(|| {
             pool.push(Some(Scratch::default()));
             pool.len() - 1
         });
         let scratch = pool[place].take().unwrap_or_default();
-        Self { tokenizer, scratch, place: Some(place) }
+        Self { tokenizer, scratch, place: Some(place), unchecked: 0 }
     }
 
     /// Makes room at once for the words of a text of this size, which comes in parts.
@@ -52,16 +54,15 @@ impl<'t> Worker<'t> {
         // What is no special token stays ordinary text.
         let is_special = |token: &&str| tokenizer.special_id(token).is_some();
         let allowed: Vec<&str> = allowed_special.iter().copied().filter(is_special).collect();
-        let mut unchecked = 0;
         for (start, segment, end) in special::segments(text, &allowed) {
             self.encode_segment(segment, sink, check).map_err(|error| error.moved_by(start))?;
             if let Some(id) = end.and_then(|token| tokenizer.special_id(token)) {
                 sink(&[id]);
             }
-            // Short segments end before they ask.
-            unchecked += segment.len() + 1;
-            if unchecked >= BYTES_BETWEEN_CHECKS {
-                unchecked = 0;
+            // Short segments and texts end before they ask; an empty one takes time, too.
+            self.unchecked += segment.len() + 1;
+            if self.unchecked >= BYTES_BETWEEN_CHECKS {
+                self.unchecked = 0;
                 check()?;
             }
         }
@@ -79,12 +80,8 @@ impl<'t> Worker<'t> {
             Ordinary::Bpe(tables) => Vocab::of(tables),
             Ordinary::Char(chars) => return chars.encode(text, sink, check),
         };
-        let (isa, scratch) = (self.isa(), &mut self.scratch);
+        let (isa, scratch) = (self.tokenizer.isa, &mut self.scratch);
         dispatch(isa, EncodeSegment { vocab, text, isa, scratch, sink, check })
-    }
-
-    fn isa(&self) -> Isa {
-        self.tokenizer.isa
     }
 }
 

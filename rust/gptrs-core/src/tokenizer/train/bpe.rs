@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::pairs::Pairs;
 use super::places::Places;
 use super::queue::Queue;
-use super::segments::{SpecialTokens, parts};
 use super::words::WordCounts;
 use crate::Error;
+use crate::tokenizer::cuts::parts;
 use crate::tokenizer::description::{Description, MAX_IDS, Model};
+use crate::tokenizer::special::segments;
 
 /// At least how much text a thread counts at a time: a millisecond's work.
 const PART_BYTES: usize = 1 << 18;
@@ -30,7 +31,6 @@ pub struct BpeTrainer {
     /// What is learned: with no merges yet.
     description: Description,
     vocab_size: usize,
-    special_tokens: SpecialTokens,
     /// What each thread has counted.
     words: Vec<WordCounts>,
 }
@@ -55,7 +55,6 @@ impl BpeTrainer {
             return Err(Error::VocabSize { found: vocab_size, least, most: MAX_IDS });
         }
         Ok(Self {
-            special_tokens: SpecialTokens::new(&description.special_tokens),
             description,
             vocab_size,
             words: (0..num_threads.max(1)).map(|_| WordCounts::default()).collect(),
@@ -74,21 +73,24 @@ impl BpeTrainer {
         let parts: Vec<&str> = parts(text, PART_BYTES).collect();
         let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
         let next_part = || parts.get(next.fetch_add(1, Ordering::Relaxed));
-        let special_tokens = &self.special_tokens;
+        let special_tokens = &self.description.special_tokens;
+        let count = |words: &mut WordCounts, part| {
+            segments(part, special_tokens).for_each(|(_, segment, _)| words.add(segment));
+        };
         let (ours, theirs) = self.words.split_at_mut(1);
         std::thread::scope(|scope| {
             for words in theirs.iter_mut().take(parts.len().saturating_sub(1)) {
-                let (next_part, stopped) = (&next_part, &stopped);
+                let (next_part, stopped, count) = (&next_part, &stopped, &count);
                 scope.spawn(move || {
                     while !stopped.load(Ordering::Relaxed)
                         && let Some(part) = next_part()
                     {
-                        special_tokens.segments(part).for_each(|segment| words.add(segment));
+                        count(words, part);
                     }
                 });
             }
             while let Some(part) = next_part() {
-                special_tokens.segments(part).for_each(|segment| ours[0].add(segment));
+                count(&mut ours[0], part);
                 check().inspect_err(|_| stopped.store(true, Ordering::Relaxed))?;
             }
             Ok(())

@@ -1,8 +1,9 @@
 //! The characters of a text: a vocabulary of one id a character.
 
-use super::segments::{SpecialTokens, parts};
 use crate::Error;
+use crate::tokenizer::cuts::parts;
 use crate::tokenizer::description::{Description, MAX_IDS, Model};
+use crate::tokenizer::special::segments;
 
 /// How much text to look at between two calls of a `check`.
 const PART_BYTES: usize = 1 << 20;
@@ -21,7 +22,6 @@ const PART_BYTES: usize = 1 << 20;
 pub struct CharTrainer {
     vocab_size: usize,
     special_tokens: Vec<String>,
-    finder: SpecialTokens,
     /// Whether each code point was seen, up to the greatest that was.
     seen: Vec<bool>,
 }
@@ -41,12 +41,7 @@ impl CharTrainer {
         if !(least..=MAX_IDS).contains(&vocab_size) {
             return Err(Error::VocabSize { found: vocab_size, least, most: MAX_IDS });
         }
-        Ok(Self {
-            vocab_size,
-            finder: SpecialTokens::new(&with_space.special_tokens),
-            special_tokens: with_space.special_tokens,
-            seen: Vec::new(),
-        })
+        Ok(Self { vocab_size, special_tokens: with_space.special_tokens, seen: Vec::new() })
     }
 
     /// Adds the characters of `text`, which may come in parts as for `BpeTrainer::add`.
@@ -56,7 +51,8 @@ impl CharTrainer {
         check: &mut impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         for part in parts(text, PART_BYTES) {
-            for char in self.finder.segments(part).flat_map(str::chars) {
+            let segments = segments(part, &self.special_tokens);
+            for char in segments.flat_map(|(_, segment, _)| segment.chars()) {
                 let code_point = char as usize;
                 if code_point >= self.seen.len() {
                     self.seen.resize(code_point + 1, false);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use super::words::WordCounts;
 use crate::Error;
-use crate::tokenizer::description::NUM_BYTES;
+use crate::tokenizer::vocab::byte_id;
 
 /// No token: what stands around every word. The last id that there can be is never written,
 /// because no merge follows the one that makes it.
@@ -49,12 +49,11 @@ impl Places {
         for cursor in cursors.values_mut().rev() {
             next += std::mem::replace(cursor, next);
         }
-        let byte_ids = byte_ids();
         let mut ids = filled(END, num_places, check)?;
         words.visit(check, |word, count| {
             if let Some(cursor) = cursors.get_mut(&count) {
                 for (id, byte) in ids[*cursor..].iter_mut().zip(word) {
-                    *id = byte_ids[usize::from(*byte)];
+                    *id = byte_id(*byte);
                 }
                 *cursor += word.len() + 1;
             }
@@ -76,15 +75,4 @@ pub fn filled<T: Copy, E>(
         values.resize(len.min(values.len() + (1 << 20)), value);
     }
     Ok(values)
-}
-
-/// The ids of the bytes: GPT-2 has the printable ones of Latin-1 first, then the others.
-fn byte_ids() -> [u16; NUM_BYTES] {
-    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let (first, then): (Vec<u8>, Vec<u8>) = (0..=u8::MAX).partition(printable);
-    let mut ids = [0; NUM_BYTES];
-    for (id, byte) in (0..).zip(first.into_iter().chain(then)) {
-        ids[usize::from(byte)] = id;
-    }
-    ids
 }
