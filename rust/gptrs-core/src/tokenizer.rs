@@ -35,7 +35,7 @@
 mod cache;
 mod chars;
 mod classes;
-mod cuts;
+pub(crate) mod cuts;
 pub mod description;
 mod encode;
 pub mod file;
@@ -51,11 +51,13 @@ mod tables;
 mod text_file;
 pub mod train;
 mod vocab;
-mod worker;
+mod words;
+pub(crate) mod worker;
 
 pub use simd::Isa;
 pub use special::refuse_special;
 pub use split::split;
+pub(crate) use text_file::unreadable;
 pub use text_file::{OnInvalid, TextFile};
 
 use crate::{Error, Result};
@@ -64,7 +66,8 @@ use description::{Description, Model};
 use memory::room_for_ids;
 use pack::Tables;
 use vocab::{GPT2, Vocab};
-use worker::{Pool, Worker};
+use words::SharedWords;
+use worker::Worker;
 
 /// GPT-2's one special token, as it is written in a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -84,8 +87,7 @@ pub struct Tokenizer {
     ordinary: Ordinary,
     special_tokens: Vec<String>,
     isa: Isa,
-    /// The words that each thread has seen.
-    pool: Pool,
+    words: SharedWords,
 }
 
 #[derive(Debug)]
@@ -119,7 +121,7 @@ impl Tokenizer {
     }
 
     fn with(ordinary: Ordinary, special_tokens: Vec<String>) -> Self {
-        Self { ordinary, special_tokens, isa: Isa::best(), pool: Pool::default() }
+        Self { ordinary, special_tokens, isa: Isa::best(), words: SharedWords::default() }
     }
 
     /// The same tokenizer with other machine code, for comparison. What is not one of

@@ -1,4 +1,5 @@
-//! Words that were encoded before, with their ids: what makes encoding fast.
+//! Words that were encoded before, with their ids: what makes encoding fast. All threads that use a
+//! tokenizer share them.
 //!
 //! ```text
 //!   bucket, 64 bytes   word  n │ ids      word  n │ ids
@@ -8,13 +9,24 @@
 //! A word is its own key, so a hit is exact. It is looked for in one bucket alone, that is in one
 //! cache line, which can be asked for as soon as the word is known. Ids that are too many for the
 //! entry stand in a list; so do words of more than 15 bytes, which are found by a hash.
+//!
+//! An entry is written once and stays as it is: first it is claimed, then the ids are written, and
+//! last what makes the word readable. Nobody waits; a word that finds no place is not kept.
+
+mod lists;
+mod word;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::layout::{mix, top_bits};
-use super::memory::prefer_huge_pages;
+use super::memory::table;
 use super::simd::prefetch;
-
-/// Words of up to this many bytes are their own key.
-const KEY_BYTES: usize = 15;
+use lists::Lists;
+use word::{
+    CLAIMED, ELSEWHERE, KEEP_AND_TAG, KEY_BYTES, WINDOW, Word, halves, long_key, window_at_end,
+};
 
 /// Words of up to this many bytes, and so ids, are kept.
 pub const LONGEST: usize = 128;
@@ -25,75 +37,67 @@ pub const MOST_IDS: usize = 16;
 /// An entry holds up to this many ids.
 const ENTRY_IDS: usize = 8;
 
-/// A table of words and their ids. The table takes 8 MiB at most, and the lists 2 MiB; then new
-/// words replace old ones.
+/// A table of words and their ids, of 8 MiB at most, and lists of 2 MiB.
 #[derive(Debug)]
 pub struct WordCache {
-    buckets: Vec<Bucket>,
-    num_words: usize,
-    /// The ids of words that have more than `ENTRY_IDS`.
-    many: Vec<[u16; MOST_IDS]>,
-    long: Vec<LongWord>,
+    buckets: Box<[Bucket]>,
+    /// With more words than this there should be another table.
+    most_words: usize,
+    num_words: InALineOfItsOwn<AtomicUsize>,
+    /// A larger table takes them over.
+    lists: Arc<Lists>,
 }
+
+/// What one thread writes does not slow down others that read what stands beside it.
+#[repr(align(64))]
+#[derive(Debug)]
+struct InALineOfItsOwn<T>(T);
 
 #[repr(align(64))]
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Bucket([Entry; 2]);
 
-/// A word and its ids.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Entry {
-    /// The word; the zeros of an empty entry are no word's. The top four bits are the number of
-    /// ids, or `ELSEWHERE`.
-    word: Word,
-    /// The ids; if they are elsewhere, the two halves of a number in a list, and their number.
-    ids: [u16; ENTRY_IDS],
-}
-
-/// A word's first 8 bytes; then its other bytes, and in the last its length.
-#[derive(Debug, Default, Clone, Copy)]
-struct Word(u64, u64);
-
-const COUNT_SHIFT: u32 = 60;
-const LEN_SHIFT: u32 = 56;
-const ELSEWHERE: u64 = 15;
-
-impl Word {
-    #[inline(always)]
-    fn with_count(self, count: u64) -> Self {
-        Self(self.0, self.1 | count << COUNT_SHIFT)
-    }
-
-    /// Whether both are one word, whatever their counts.
-    #[inline(always)]
-    fn is(self, other: Self) -> bool {
-        (self.0 ^ other.0) | (self.1 ^ other.1) << (64 - COUNT_SHIFT) == 0
-    }
-
-    #[inline(always)]
-    fn bucket(self, num_buckets: usize) -> usize {
-        let word = self.1 & !(u64::MAX << COUNT_SHIFT);
-        top_bits(mix(self.0, word), num_buckets)
-    }
+    /// The word's halves; zeros are no word's. When the second is there, all else is.
+    low: AtomicU64,
+    high: AtomicU64,
+    /// The ids, four to a number; if they are elsewhere, where, and how many.
+    ids: [AtomicU64; 2],
 }
 
 impl Entry {
-    fn elsewhere(key: Key, number: usize, count: usize) -> Self {
-        let mut ids = [0; ENTRY_IDS];
-        (ids[0], ids[1], ids[2]) = (number as u16, (number >> 16) as u16, count as u16);
-        Self { word: key.word.with_count(ELSEWHERE), ids }
+    #[inline(always)]
+    fn word(&self) -> Word {
+        let high = self.high.load(Acquire);
+        Word(self.low.load(Relaxed), high)
     }
 
     #[inline(always)]
-    fn number_elsewhere(&self) -> usize {
-        usize::from(self.ids[0]) | usize::from(self.ids[1]) << 16
+    fn ids(&self) -> [u16; ENTRY_IDS] {
+        bytemuck::cast(self.ids.each_ref().map(|ids| ids.load(Relaxed)))
     }
-}
 
-#[derive(Debug)]
-struct LongWord {
-    bytes: Box<[u8]>,
-    ids: Box<[u16]>,
+    /// The number of a place in a list, and how many ids are there.
+    #[inline(always)]
+    fn place_elsewhere(&self) -> (usize, usize) {
+        let place = self.ids[0].load(Relaxed);
+        (place as u32 as usize, usize::from((place >> 32) as u16))
+    }
+
+    /// Writes a word, if nobody has claimed the entry. Else says what is there.
+    fn put(&self, word: Word, ids: [u16; ENTRY_IDS]) -> Result<(), Word> {
+        let claim = || self.high.compare_exchange(0, CLAIMED, Relaxed, Relaxed);
+        if self.high.load(Relaxed) != 0 || claim().is_err() {
+            return Err(self.word());
+        }
+        self.low.store(word.0, Relaxed);
+        for (place, ids) in self.ids.iter().zip(bytemuck::cast::<_, [u64; 2]>(ids)) {
+            place.store(ids, Relaxed);
+        }
+        self.high.store(word.1, Release);
+        Ok(())
+    }
 }
 
 /// A word as the cache looks for it.
@@ -103,25 +107,28 @@ pub struct Key {
     bucket: u32,
 }
 
+/// A word whose bucket is full goes to another, if one of this many has room.
+const MOST_PLACES: usize = 4;
+
 const FIRST_BUCKETS: usize = 1 << 9;
 const MOST_BUCKETS: usize = 1 << 17;
 const GROWTH: usize = 8;
 const BYTES_A_BUCKET: usize = 128;
-const MOST_MANY: usize = 1 << 14;
-const MOST_LONG: usize = 1 << 13;
 
 impl Default for WordCache {
     fn default() -> Self {
-        Self {
-            buckets: vec![Bucket::default(); FIRST_BUCKETS],
-            num_words: 0,
-            many: Vec::new(),
-            long: Vec::new(),
-        }
+        Self::with_buckets(FIRST_BUCKETS, Arc::default())
     }
 }
 
 impl WordCache {
+    fn with_buckets(num_buckets: usize, lists: Arc<Lists>) -> Self {
+        // The last table may fill up.
+        let most_words = if num_buckets < MOST_BUCKETS { num_buckets } else { num_buckets / 4 * 7 };
+        let num_words = InALineOfItsOwn(AtomicUsize::new(0));
+        Self { buckets: table(num_buckets), most_words, num_words, lists }
+    }
+
     /// Makes the keys of the words between neighbouring `starts`, and asks for their buckets.
     #[inline(always)]
     pub fn make_keys(&self, text: &[u8], starts: &[u32], keys: &mut [Key]) {
@@ -144,7 +151,7 @@ impl WordCache {
         keys: &mut [Key],
         window: impl Fn(usize) -> [u8; WINDOW],
     ) {
-        let buckets = self.buckets.as_slice();
+        let buckets = &*self.buckets;
         for (key, bounds) in keys.iter_mut().zip(starts.windows(2)) {
             let len = bounds[1].wrapping_sub(bounds[0]) as usize;
             let [keep_low, keep_high, tag] = KEEP_AND_TAG[len.min(KEY_BYTES + 1)];
@@ -162,24 +169,24 @@ impl WordCache {
     /// `MOST_IDS` ids a word.
     #[inline(never)]
     pub fn append(&self, keys: &[Key], ids: &mut [u16], mut len: usize) -> (usize, usize) {
-        let (buckets, many) = (self.buckets.as_slice(), self.many.as_slice());
+        let buckets = &*self.buckets;
         for (number, key) in keys.iter().enumerate() {
             let [first, second] = &buckets[key.bucket as usize].0;
-            let entry = if first.word.is(key.word) {
-                first
-            } else if second.word.is(key.word) {
-                second
-            } else {
-                return (number, len);
-            };
+            let (mut entry, mut word) = (first, first.word());
+            if !word.is(key.word) {
+                (entry, word) = (second, second.word());
+                if !word.is(key.word) {
+                    return (number, len);
+                }
+            }
             // All of them: as many as always takes less time than as many as needed.
-            let count = entry.word.1 >> COUNT_SHIFT;
-            if count == ELSEWHERE {
-                ids[len..len + MOST_IDS].copy_from_slice(&many[entry.number_elsewhere()]);
-                len += usize::from(entry.ids[2]);
+            if word.count() == ELSEWHERE {
+                let (number, count) = entry.place_elsewhere();
+                ids[len..len + MOST_IDS].copy_from_slice(&self.lists.many(number));
+                len += count;
             } else {
-                ids[len..len + ENTRY_IDS].copy_from_slice(&entry.ids);
-                len += count as usize;
+                ids[len..len + ENTRY_IDS].copy_from_slice(&entry.ids());
+                len += word.count() as usize;
             }
         }
         (keys.len(), len)
@@ -194,117 +201,115 @@ impl WordCache {
         Key { word, bucket: word.bucket(self.buckets.len()) as u32 }
     }
 
-    /// The ids of a word that is too long to be its own key.
-    pub fn get_long(&self, key: Key, word: &[u8]) -> Option<&[u16]> {
-        if word.len() <= KEY_BYTES {
-            return None;
-        }
-        let entry =
-            self.buckets[key.bucket as usize].0.iter().find(|entry| entry.word.is(key.word))?;
-        let long = self.long.get(entry.number_elsewhere())?;
-        (*long.bytes == *word).then_some(&long.ids)
-    }
-
-    /// Keeps the ids of a word that is not here.
-    pub fn put(&mut self, key: Key, word: &[u8], ids: &[u16]) {
-        let entry = if word.len() > KEY_BYTES {
-            if self.long.len() == MOST_LONG {
-                return;
-            }
-            self.long.push(LongWord { bytes: word.into(), ids: ids.into() });
-            Entry::elsewhere(key, self.long.len() - 1, ids.len())
-        } else if ids.len() > ENTRY_IDS {
-            if self.many.len() == MOST_MANY {
-                return;
-            }
-            let mut all = [0; MOST_IDS];
-            all[..ids.len()].copy_from_slice(ids);
-            self.many.push(all);
-            Entry::elsewhere(key, self.many.len() - 1, ids.len())
-        } else {
-            let mut all = [0; ENTRY_IDS];
-            all[..ids.len()].copy_from_slice(ids);
-            Entry { word: key.word.with_count(ids.len() as u64), ids: all }
-        };
-        self.put_entry(key.bucket as usize, entry);
-    }
-
-    fn put_entry(&mut self, bucket: usize, entry: Entry) {
-        let [first, second] = &mut self.buckets[bucket].0;
-        // Frequent words come early, so the first of a bucket stays.
-        let place = if first.word.1 == 0 { first } else { second };
-        self.num_words += usize::from(place.word.1 == 0);
-        *place = entry;
-    }
-
-    /// Makes room at once for the words that a text of this size may have.
-    pub fn expect(&mut self, text_bytes: usize) {
-        let num_buckets = (text_bytes / BYTES_A_BUCKET).next_power_of_two().min(MOST_BUCKETS);
-        if num_buckets > self.buckets.len() {
-            self.grow(num_buckets);
-        }
-    }
-
-    /// Grows if there are many words. Keys made before are no longer good.
+    /// Copies the ids of a word that `append` does not find to `ids`, if they are here, and returns
+    /// their number: the word is long, or its bucket was full.
     #[inline(always)]
-    pub fn make_room(&mut self) {
-        if self.num_words > self.buckets.len() && self.buckets.len() < MOST_BUCKETS {
-            self.grow((GROWTH * self.buckets.len()).min(MOST_BUCKETS));
+    pub fn get_other(&self, key: Key, word: &[u8], ids: &mut [u16]) -> Option<usize> {
+        for place in 0..MOST_PLACES {
+            let entries = &self.buckets[key.bucket as usize ^ place].0;
+            // `append` has looked at the first.
+            if (place > 0 || word.len() > KEY_BYTES)
+                && let Some(entry) = entries.iter().find(|entry| entry.word().is(key.word))
+            {
+                return self.copy_ids(entry, word, ids);
+            }
+            if entries[1].high.load(Relaxed) == 0 {
+                break;
+            }
         }
+        None
     }
 
-    #[cold]
-    fn grow(&mut self, num_buckets: usize) {
-        let mut larger = Vec::with_capacity(num_buckets);
-        prefer_huge_pages(larger.spare_capacity_mut());
-        larger.resize(num_buckets, Bucket::default());
-        let smaller = std::mem::replace(&mut self.buckets, larger);
-        self.num_words = 0;
-        for entry in smaller.iter().flat_map(|bucket| bucket.0).filter(|entry| entry.word.1 != 0) {
-            self.put_entry(entry.word.bucket(num_buckets), entry);
+    /// Copies the ids of an entry, if it is this word's and not another long one's.
+    fn copy_ids(&self, entry: &Entry, word: &[u8], ids: &mut [u16]) -> Option<usize> {
+        let count = entry.word().count();
+        if count != ELSEWHERE {
+            ids[..ENTRY_IDS].copy_from_slice(&entry.ids());
+            return Some(count as usize);
         }
+        let (number, count) = entry.place_elsewhere();
+        if word.len() <= KEY_BYTES {
+            ids[..MOST_IDS].copy_from_slice(&self.lists.many(number));
+        } else {
+            ids[..count].copy_from_slice(self.lists.long(number, word)?);
+        }
+        Some(count)
+    }
+
+    /// Keeps the ids of a word, unless it is here or there is no room. Says whether it does:
+    /// `add_words` is to hear of that some time.
+    pub fn put(&self, key: Key, word: &[u8], ids: &[u16]) -> bool {
+        let mut all = [0; ENTRY_IDS];
+        let count = if word.len() > KEY_BYTES || ids.len() > ENTRY_IDS {
+            let place = if word.len() > KEY_BYTES {
+                self.lists.put_long(word, ids)
+            } else {
+                self.lists.put_many(ids)
+            };
+            let Some(number) = place else { return false };
+            (all[0], all[1], all[2]) = (number as u16, (number >> 16) as u16, ids.len() as u16);
+            ELSEWHERE
+        } else {
+            all[..ids.len()].copy_from_slice(ids);
+            ids.len() as u64
+        };
+        self.put_entry(key.bucket as usize, key.word.with_count(count), all)
+    }
+
+    /// Takes the first empty entry of a word's own bucket, or of the next few.
+    #[inline(always)]
+    fn put_entry(&self, bucket: usize, word: Word, ids: [u16; ENTRY_IDS]) -> bool {
+        for place in 0..MOST_PLACES {
+            for entry in &self.buckets[bucket ^ place].0 {
+                match entry.put(word, ids) {
+                    Ok(()) => return true,
+                    // Another thread was faster; or another long word has this key.
+                    Err(found) if found.is(word) => return false,
+                    Err(_) => {}
+                }
+            }
+        }
+        false
+    }
+
+    /// Counts words that were put here.
+    pub fn add_words(&self, num_words: usize) {
+        self.num_words.0.fetch_add(num_words, Relaxed);
+    }
+
+    /// Whether so many words are here that new ones soon find no place.
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.num_words.0.load(Relaxed) > self.most_words
+    }
+
+    /// Whether a text of this size should have a larger table from the start.
+    pub fn is_small_for(&self, text_bytes: usize) -> bool {
+        buckets_for(text_bytes) > self.buckets.len()
+    }
+
+    /// A table with room for more words, for a text of this size at least: with these words if it is
+    /// larger, an empty one else.
+    pub fn renewed(&self, text_bytes: usize) -> Self {
+        let least = if self.is_full() { GROWTH * self.buckets.len() } else { 0 };
+        let num_buckets = least.max(buckets_for(text_bytes)).min(MOST_BUCKETS);
+        if num_buckets <= self.buckets.len() {
+            return Self::with_buckets(num_buckets, Arc::default());
+        }
+        let larger = Self::with_buckets(num_buckets, Arc::clone(&self.lists));
+        let mut num_words = 0;
+        for entry in self.buckets.iter().flat_map(|bucket| &bucket.0) {
+            let word = entry.word();
+            if word.1 != 0 && word.1 != CLAIMED {
+                let kept = larger.put_entry(word.bucket(num_buckets), word, entry.ids());
+                num_words += usize::from(kept);
+            }
+        }
+        larger.add_words(num_words);
+        larger
     }
 }
 
-/// The bytes that a key is made of.
-const WINDOW: usize = 16;
-
-#[inline(always)]
-fn halves(window: [u8; WINDOW]) -> [u64; 2] {
-    let window = u128::from_le_bytes(window);
-    [window as u64, (window >> 64) as u64]
+fn buckets_for(text_bytes: usize) -> usize {
+    (text_bytes / BYTES_A_BUCKET).next_power_of_two().min(MOST_BUCKETS)
 }
-
-/// A key that stands for a longer word: another word may have it too. No shorter word has it, nor
-/// what `make_keys` gives longer ones.
-#[inline(never)]
-fn long_key(word: &[u8]) -> Word {
-    let mut hash = word.len() as u64;
-    let (chunks, _) = word.as_chunks();
-    for chunk in chunks.iter().chain(word.last_chunk()) {
-        hash = mix(hash, u64::from_le_bytes(*chunk));
-    }
-    Word(hash, 2)
-}
-
-/// The last few bytes of a text as a window.
-#[cold]
-fn window_at_end(bytes: &[u8]) -> [u8; WINDOW] {
-    let mut window = [0; WINDOW];
-    let len = bytes.len().min(WINDOW);
-    window[..len].copy_from_slice(&bytes[..len]);
-    window
-}
-
-/// What belongs to a word of each length in a window's halves, and what makes a key of the latter.
-/// All longer words get one key, which no entry has.
-static KEEP_AND_TAG: [[u64; 3]; KEY_BYTES + 2] = {
-    let mut table = [[0, 0, 1]; KEY_BYTES + 2];
-    let mut len = 0;
-    while len <= KEY_BYTES {
-        let keep: u128 = (1 << (8 * len)) - 1;
-        table[len] = [keep as u64, (keep >> 64) as u64, (len as u64) << LEN_SHIFT];
-        len += 1;
-    }
-    table
-};

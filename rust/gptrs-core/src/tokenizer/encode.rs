@@ -13,44 +13,32 @@
 
 use std::ops::Range;
 
-use super::cache::{Key, LONGEST, MOST_IDS, WordCache};
+use super::cache::{Key, LONGEST, MOST_IDS};
 use super::merge::{LongMerger, MergeShort, SHORT};
 use super::simd::{Isa, Simd, Work, dispatch};
 use super::split::{Splitter, Starts};
 use super::vocab::Vocab;
+use super::words::Words;
 use super::{BYTES_BETWEEN_CHECKS, Check, LONGEST_PIECE};
 use crate::{Error, Result};
 
-/// What encoding leaves behind for the next time. One thread uses it at a time.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    cache: WordCache,
-    long: Option<Box<LongMerger>>,
-}
-
-impl Scratch {
-    /// Makes room at once for the words of a text of this size.
-    pub fn expect(&mut self, text_bytes: usize) {
-        self.cache.expect(text_bytes);
-    }
-}
-
 /// Encodes text in which nothing is special; ids go to `sink` in portions.
-pub struct EncodeSegment<'a> {
+pub struct EncodeSegment<'a, 't> {
     pub vocab: Vocab<'a>,
     pub text: &'a str,
     pub isa: Isa,
-    pub scratch: &'a mut Scratch,
+    pub words: &'a mut Words<'t>,
+    pub long: &'a mut Option<Box<LongMerger>>,
     pub sink: &'a mut dyn FnMut(&[u16]),
     pub check: Check<'a>,
 }
 
-impl Work for EncodeSegment<'_> {
+impl Work for EncodeSegment<'_, '_> {
     type Output = Result<()>;
 
     #[inline(always)]
     fn run(mut self, simd: impl Simd) -> Result<()> {
-        self.scratch.expect(self.text.len());
+        self.words.expect(self.text.len());
         let mut splitter = Splitter::new(self.text);
         let mut starts = Starts::default();
         let mut batch = Batch::default();
@@ -86,19 +74,19 @@ impl Default for Batch {
     }
 }
 
-impl EncodeSegment<'_> {
+impl EncodeSegment<'_, '_> {
     /// Encodes the pieces between neighbouring `starts`.
     #[inline(always)]
     fn encode_pieces(&mut self, starts: &Starts, batch: &mut Batch) -> Result<()> {
-        self.scratch.cache.make_room();
+        let cache = self.words.with_room();
         let Batch { keys, ids } = batch;
         let (base, starts) = (starts.base(), starts.all());
         let text = &self.text.as_bytes()[base..];
         let keys = &mut keys[..starts.len().saturating_sub(1)];
-        self.scratch.cache.make_keys(text, starts, keys);
+        cache.make_keys(text, starts, keys);
         let (mut next, mut len) = (0, 0);
         loop {
-            let (hits, end) = self.scratch.cache.append(&keys[next..], ids, len);
+            let (hits, end) = self.words.known().append(&keys[next..], ids, len);
             (next, len) = (next + hits, end);
             let (Some(key), [start, end, ..]) = (keys.get(next), &starts[next..]) else { break };
             let place = base + *start as usize..base + *end as usize;
@@ -129,14 +117,14 @@ impl EncodeSegment<'_> {
             self.encode_long(piece, start)?;
             return Ok(0);
         }
-        let key = self.scratch.cache.key(key, piece);
+        let cache = self.words.known();
+        let key = cache.key(key, piece);
         let room = &mut ids[len..];
-        if let Some(long) = self.scratch.cache.get_long(key, piece) {
-            room[..long.len()].copy_from_slice(long);
-            return Ok(len + long.len());
+        if let Some(known) = cache.get_other(key, piece, room) {
+            return Ok(len + known);
         }
         let new = self.encode_new(piece, room)?;
-        self.scratch.cache.put(key, piece, &room[..new]);
+        self.words.put(key, piece, &room[..new]);
         Ok(len + new)
     }
 
@@ -153,7 +141,7 @@ impl EncodeSegment<'_> {
             room[..ids.len()].copy_from_slice(ids);
             return Ok(ids.len());
         }
-        let long = self.scratch.long.get_or_insert_default();
+        let long = self.long.get_or_insert_default();
         let mut len = 0;
         let mut sink = |ids: &[u16]| {
             room[..ids.len()].copy_from_slice(ids);
@@ -173,7 +161,7 @@ impl EncodeSegment<'_> {
             (self.sink)(&[id]);
             return Ok(());
         }
-        let long = self.scratch.long.get_or_insert_default();
+        let long = self.long.get_or_insert_default();
         long.merge(self.vocab, piece, self.sink, self.check)
     }
 }

@@ -87,8 +87,17 @@ impl<'a> SharedIds<'a> {
     }
 }
 
+/// Empty entries, on their way into the processor's caches: that writing them takes less time than to
+/// have their pages cleared by the operating system when they are first read.
+pub fn table<T: Default>(len: usize) -> Box<[T]> {
+    let mut entries = Vec::with_capacity(len);
+    prefer_huge_pages(entries.spare_capacity_mut());
+    entries.resize_with(len, T::default);
+    entries.into_boxed_slice()
+}
+
 /// Asks the operating system for huge pages where whole ones fit in `buffer`. It may say no.
-pub fn prefer_huge_pages<T>(buffer: &mut [MaybeUninit<T>]) {
+fn prefer_huge_pages<T>(buffer: &mut [MaybeUninit<T>]) {
     #[cfg(target_os = "linux")]
     {
         let bytes = buffer.as_mut_ptr_range();

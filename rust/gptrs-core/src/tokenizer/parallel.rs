@@ -12,7 +12,7 @@ use super::{Check, Tokenizer};
 use crate::{Error, Result};
 
 /// How much text a thread takes at a time: enough that threads rarely meet.
-const JOB_BYTES: usize = 1 << 18;
+const JOB_BYTES: usize = 1 << 16;
 
 /// How long to wait for the other threads before asking `check` again.
 const BETWEEN_CHECKS: Duration = Duration::from_millis(20);
@@ -56,7 +56,7 @@ fn encode_jobs(
         // The ids of one job stay in the thread's cache until they are copied.
         let new_worker = || {
             let mut worker = Worker::new(tokenizer);
-            worker.expect(capacity / threads.max(1));
+            worker.expect(capacity);
             (worker, Vec::new())
         };
         let job = |(worker, ids): &mut (_, Vec<u16>), number: usize, check: Check<'_>| {
@@ -131,7 +131,6 @@ fn in_order<W, T: Send>(
     job: &Job<'_, W, T>,
     check: Check<'_>,
 ) -> Result<Vec<T>> {
-    let mut worker = new_worker();
     let queue = Queue { job, next: AtomicUsize::new(0), end: AtomicUsize::new(num_jobs) };
     let mut results: Vec<_> = (0..num_jobs).map(|_| None).collect();
     thread::scope(|scope| {
@@ -148,7 +147,7 @@ fn in_order<W, T: Send>(
             });
         }
         drop(sender);
-        work_and_wait(&mut results, &mut worker, &queue, &receiver, check)
+        work_and_wait(&mut results, &mut new_worker(), &queue, &receiver, check)
     })?;
     results.into_iter().map(|result| result.unwrap_or(Err(Error::Stopped))).collect()
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::cache::{Key, WordCache};
 use super::train::BpeTrainer;
+use super::words::Words;
 use super::*;
 
 /// Letters, digits, contractions, every kind of whitespace, and what is none of them.
@@ -186,13 +187,47 @@ fn a_full_cache_gives_the_ids_of_a_fresh_one() {
 }
 
 #[test]
+fn threads_that_learn_the_same_words_at_once_get_the_ids_that_each_gets_alone() {
+    // So many that the table is replaced by larger ones and by an empty one.
+    let (num_words, threads) = (400_000, 4);
+    let texts: Vec<String> = (0..num_words)
+        .step_by(num_words / 50)
+        .map(|first| (first..first + num_words / 50).map(word).collect())
+        .collect();
+    let expected: Vec<Vec<u16>> = texts.iter().map(|text| ids(text)).collect();
+    let tokenizer = Tokenizer::gpt2();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (tokenizer, texts, expected) = (&tokenizer, &texts, &expected);
+            scope.spawn(move || {
+                for number in (0..2 * texts.len()).map(|i| (i + thread) % texts.len()) {
+                    let found = tokenizer.encode_ordinary(&texts[number]).unwrap();
+                    assert!(found == expected[number], "text {number} on thread {thread}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn words_of_many_short_texts_are_remembered_in_tables_that_grow() {
+    let tokenizer = Tokenizer::gpt2();
+    for number in 0..20_000 {
+        tokenizer.encode_ordinary(&word(number)).unwrap();
+    }
+    assert!(!Words::new(&tokenizer.words).known().is_small_for(1 << 20));
+}
+
+#[test]
 fn a_long_word_is_not_taken_for_another_with_the_same_key() {
     let (one, other) = (b"one word of many letters", b"another with the same key");
-    let mut cache = WordCache::default();
+    let cache = WordCache::default();
     let key = cache.key(Key::default(), one);
     cache.put(key, other, &[1, 2]);
-    assert_eq!(cache.get_long(key, one), None);
-    assert_eq!(cache.get_long(key, other), Some([1, 2].as_slice()));
+    let mut ids = [0; 8];
+    assert_eq!(cache.get_other(key, one, &mut ids), None);
+    assert_eq!(cache.get_other(key, other, &mut ids), Some(2));
+    assert_eq!(ids[..2], [1, 2]);
 }
 
 #[test]

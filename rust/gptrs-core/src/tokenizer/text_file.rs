@@ -139,7 +139,8 @@ fn last_char(bytes: &[u8]) -> Option<char> {
     std::str::from_utf8(&bytes[start..]).ok()?.chars().next()
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+/// Why a file cannot be opened or read.
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     let reason = match error.kind() {
         ErrorKind::NotFound => "no such file".to_owned(),
         ErrorKind::IsADirectory => "is a folder, not a file".to_owned(),

@@ -1,45 +1,31 @@
-//! One thread's use of a tokenizer: the words that it has seen, borrowed from the tokenizer and given
-//! back at the end.
+//! One thread's use of a tokenizer.
 
-use std::sync::{Mutex, MutexGuard};
-
-use super::encode::{EncodeSegment, Scratch};
+use super::encode::EncodeSegment;
+use super::merge::LongMerger;
 use super::simd::dispatch;
 use super::vocab::{GPT2, Vocab};
+use super::words::Words;
 use super::{BYTES_BETWEEN_CHECKS, Check, Ordinary, Tokenizer, special};
 use crate::Result;
-
-/// What no thread uses right now, and gaps where one does.
-pub type Pool = Mutex<Vec<Option<Scratch>>>;
 
 /// Encodes texts on one thread.
 pub struct Worker<'t> {
     tokenizer: &'t Tokenizer,
-    scratch: Scratch,
-    /// Its place in the pool, if it has one.
-    place: Option<usize>,
+    words: Words<'t>,
+    /// Buffers, when they were needed.
+    long: Option<Box<LongMerger>>,
     /// How much was encoded since the last check.
     unchecked: usize,
 }
 
 impl<'t> Worker<'t> {
-    /// Takes the first scratch that is free, so that a thread that works alone always gets the
-    /// same.
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        let Some(mut pool) = lock(&tokenizer.pool) else {
-            return Self { tokenizer, scratch: Scratch::default(), place: None, unchecked: 0 };
-        };
-        let place = pool.iter().position(Option::is_some).unwrap_or_else(|| {
-            pool.push(Some(Scratch::default()));
-            pool.len() - 1
-        });
-        let scratch = pool[place].take().unwrap_or_default();
-        Self { tokenizer, scratch, place: Some(place), unchecked: 0 }
+        Self { tokenizer, words: Words::new(&tokenizer.words), long: None, unchecked: 0 }
     }
 
     /// Makes room at once for the words of a text of this size, which comes in parts.
     pub fn expect(&mut self, text_bytes: usize) {
-        self.scratch.expect(text_bytes);
+        self.words.expect(text_bytes);
     }
 
     /// Hands the ids of `text` to `sink`, portion by portion.
@@ -80,28 +66,7 @@ impl<'t> Worker<'t> {
             Ordinary::Bpe(tables) => Vocab::of(tables),
             Ordinary::Char(chars) => return chars.encode(text, sink, check),
         };
-        let (isa, scratch) = (self.tokenizer.isa, &mut self.scratch);
-        dispatch(isa, EncodeSegment { vocab, text, isa, scratch, sink, check })
+        let (isa, words, long) = (self.tokenizer.isa, &mut self.words, &mut self.long);
+        dispatch(isa, EncodeSegment { vocab, text, isa, words, long, sink, check })
     }
 }
-
-impl Drop for Worker<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place
-            && let Some(mut pool) = lock(&self.tokenizer.pool)
-        {
-            pool[place] = Some(std::mem::take(&mut self.scratch));
-        }
-    }
-}
-
-/// The pool, which others hold for less than a microsecond. Does not wait forever: a fork may have
-/// left the lock to nobody.
-fn lock(pool: &Pool) -> Option<MutexGuard<'_, Vec<Option<Scratch>>>> {
-    (0..MOST_TRIES).find_map(|_| {
-        std::hint::spin_loop();
-        pool.try_lock().ok()
-    })
-}
-
-const MOST_TRIES: usize = 100_000;

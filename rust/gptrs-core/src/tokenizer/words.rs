@@ -1,0 +1,84 @@
+//! The words that a tokenizer has seen, shared by all who encode with it: the present table, which a
+//! larger or an empty one replaces when it is full.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::cache::{Key, WordCache};
+
+/// A tokenizer's words.
+#[derive(Debug, Default)]
+pub struct SharedWords(Mutex<Arc<WordCache>>);
+
+/// The words as one thread has them: it may keep to a table that was replaced.
+#[derive(Debug)]
+pub struct Words<'t> {
+    shared: &'t SharedWords,
+    known: Arc<WordCache>,
+    /// What this thread has put there and not counted yet.
+    uncounted: usize,
+}
+
+impl<'t> Words<'t> {
+    pub fn new(shared: &'t SharedWords) -> Self {
+        let known = shared.lock().map(|words| Arc::clone(&words)).unwrap_or_default();
+        Self { shared, known, uncounted: 0 }
+    }
+
+    #[inline(always)]
+    pub fn known(&self) -> &WordCache {
+        &self.known
+    }
+
+    /// Keeps the ids of a word.
+    pub fn put(&mut self, key: Key, word: &[u8], ids: &[u16]) {
+        self.uncounted += usize::from(self.known.put(key, word, ids));
+    }
+
+    /// Makes room at once for the words of a text of this size.
+    pub fn expect(&mut self, text_bytes: usize) {
+        if self.known.is_small_for(text_bytes) {
+            self.renew(text_bytes);
+        }
+    }
+
+    /// The table, with room for more words. Keys of another are no good for it.
+    #[inline(always)]
+    pub fn with_room(&mut self) -> &WordCache {
+        // Not word by word: all threads write to this number.
+        if self.uncounted > 0 {
+            self.known.add_words(std::mem::take(&mut self.uncounted));
+        }
+        if self.known.is_full() {
+            self.renew(0);
+        }
+        &self.known
+    }
+
+    #[cold]
+    fn renew(&mut self, text_bytes: usize) {
+        // Somebody else may be at it.
+        let Some(mut shared) = self.shared.lock() else { return };
+        if shared.is_full() || shared.is_small_for(text_bytes) {
+            *shared = Arc::new(shared.renewed(text_bytes));
+        }
+        self.known = Arc::clone(&shared);
+    }
+}
+
+impl Drop for Words<'_> {
+    fn drop(&mut self) {
+        self.known.add_words(self.uncounted);
+    }
+}
+
+impl SharedWords {
+    /// The present table. Does not wait forever: a fork may have left the lock to nobody.
+    fn lock(&self) -> Option<MutexGuard<'_, Arc<WordCache>>> {
+        (0..MOST_TRIES).find_map(|_| {
+            std::hint::spin_loop();
+            self.0.try_lock().ok()
+        })
+    }
+}
+
+const MOST_TRIES: usize = 30;
