@@ -30,9 +30,9 @@ METADATA = {
     "License-Expression": "Apache-2.0",
     "License-File": "LICENSE",
     "Requires-Python": ">=3.11",
-    "Provides-Extra": "plots",
     "Description-Content-Type": "text/markdown",
 }
+EXTRAS = {"distributed", "parquet", "plots"}
 # Long enough to pass every stage: samples, checkpoint, reload, streamed text.
 DEMO_ARGS = ["--minutes", "0.5"]
 
@@ -102,6 +102,9 @@ def metadata_problems(metadata: Message) -> Iterator[str]:
         found = metadata.get_all(field, [])
         if not any(value in one for one in found):
             yield f"metadata: {field} should be {value}, and is {found}"
+    extras = set(metadata.get_all("Provides-Extra", []))
+    if extras != EXTRAS:
+        yield f"metadata: the extras should be {sorted(EXTRAS)}, and are {sorted(extras)}"
     if "Typing :: Typed" not in metadata.get_all("Classifier", []):
         yield "metadata: the classifier Typing :: Typed is missing"
     if not str(metadata.get_payload()).strip():

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 import gptrs
 from gptrs.data import GPTDatasetV1, collate_windows, create_dataloader_v1
-from gptrs.errors import ConfigError, DataError, WindowError
+from gptrs.errors import ConfigError, DataError, StoreError, WindowError
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 TIKTOKEN = TOKENIZER.as_tiktoken()
@@ -139,6 +139,64 @@ def test_a_tiktoken_encoding_is_a_tokenizer():
     assert np.array_equal(GPTDatasetV1(TEXT, TIKTOKEN, 8, 3).tokens, ours.tokens)
     loader = create_dataloader_v1(TEXT, tokenizer=TIKTOKEN, max_length=8)
     assert np.array_equal(loader.dataset.tokens, ours.tokens)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The tokens of TEXT on disk, in several shards."""
+    TOKENIZER.encode_to_numpy(TEXT).tofile(tmp_path / "train.bin")
+    return gptrs.convert_store(
+        tmp_path / "train.bin", tmp_path / "store", to="gptrs", shard_tokens=100
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("as_path", [False, True])
+def test_a_store_gives_the_books_batches_of_its_tokens(store, num_workers, as_path):
+    def run(create, source, **more):
+        torch.manual_seed(123)
+        loader = create(source, 4, 8, 3, num_workers=num_workers, **more)
+        with warnings.catch_warnings():
+            # Forking a process that has threads is what num_workers means.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return list(loader), torch.get_rng_state()
+
+    ours, our_state = run(create_dataloader_v1, store.path if as_path else store)
+    books, book_state = run(ch02.create_dataloader_v1, TEXT)
+    for mine, theirs in zip(ours, books, strict=True):
+        assert_same_lists(mine, theirs)
+    assert torch.equal(our_state, book_state)
+
+
+def test_a_dataset_over_a_store_reads_as_one_over_the_text(store):
+    dataset = GPTDatasetV1.from_tokens(store, 8, 3)
+    expected = GPTDatasetV1(TEXT, TOKENIZER, 8, 3)
+    for mine in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert_same_lists(list(mine.input_ids), list(expected.input_ids))
+        assert_same_lists(list(mine.target_ids), list(expected.target_ids))
+        assert torch.equal(mine[-1][1], expected[-1][1])
+    assert repr(dataset) == repr(expected)
+    with pytest.raises(WindowError, match=f"window {len(dataset)} is out of range"):
+        dataset[len(dataset)]
+
+
+def test_a_store_that_makes_no_window_or_has_another_tokenizer_is_refused(store, tmp_path):
+    with pytest.raises(DataError, match=f"the store has {len(store)} tokens; one window"):
+        create_dataloader_v1(store, max_length=len(store))
+    with pytest.raises(ConfigError, match="leave tokenizer out"):
+        create_dataloader_v1(store, tokenizer=TOKENIZER)
+    with pytest.raises(StoreError, match="nowhere"):
+        create_dataloader_v1(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="stride is 0"):
+        create_dataloader_v1(store, stride=0)
+
+
+def test_an_id_outside_the_vocabulary_of_a_store_is_refused(tmp_path):
+    np.array([1, 2, 3, 4, 60_000, 5], np.uint16).tofile(tmp_path / "bad.bin")
+    dataset = GPTDatasetV1.from_tokens(gptrs.TokenStore.open(tmp_path / "bad.bin"), 2, 1)
+    assert dataset[0][1].tolist() == [2, 3]
+    with pytest.raises(StoreError, match=r"bad\.bin.*60000"):
+        dataset[3]
 
 
 def count_calls(function):

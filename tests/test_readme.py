@@ -1,5 +1,7 @@
 """The README's code does what the README says."""
 
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import gptrs
 from gptrs.text import help_topics
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TEN_LINES, GENERATOR_LINES, TOKENIZER_LINES = re.findall(
+TEN_LINES, GENERATOR_LINES, TOKENIZER_LINES, STORE_LINES = re.findall(
     r"```python\n(.*?)```", README, flags=re.DOTALL
 )
 
@@ -60,3 +62,20 @@ def test_the_tokenizer_does_what_is_shown(tmp_path, monkeypatch):
     assert names["small"].n_vocab == 4096
     theirs = tokenizers.Tokenizer.from_file("tokenizer.json")
     assert theirs.encode(text[:1000]).ids == names["small"].encode(text[:1000])
+
+
+def test_a_store_is_built_and_loaded_as_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("corpus", "more"):
+        Path(folder).mkdir()
+    text = help_topics()
+    Path("corpus/topics.txt").write_text(text, "utf-8")
+    with gzip.open("more/rows.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": row}) + "\n" for row in ["one", "two", "one"])
+    names = {}
+    exec(STORE_LINES, names)
+    store, gpt2 = names["store"], gptrs.get_tokenizer("gpt2")
+    assert capsys.readouterr().out.startswith(f"{len(store)} 3 ")
+    assert store[: store.document_range(0)[1]].tolist() == [*gpt2.encode_ordinary(text), 50256]
+    assert names["inputs"].shape == names["targets"].shape == (8, 1024)
+    assert names["state"]["position"] == 2 * 8

@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from gptrs.building import build_store as build_store
+    from gptrs.building import merge_stores as merge_stores
     from gptrs.checkpoint import load_checkpoint as load_checkpoint
     from gptrs.checkpoint import save_checkpoint as save_checkpoint
     from gptrs.config import GPT_CONFIG_124M as GPT_CONFIG_124M
@@ -35,9 +37,12 @@ if TYPE_CHECKING:
     from gptrs.layers import LayerNorm as LayerNorm
     from gptrs.layers import MultiHeadAttention as MultiHeadAttention
     from gptrs.layers import TransformerBlock as TransformerBlock
+    from gptrs.loader import WindowLoader as WindowLoader
     from gptrs.model import GPTModel as GPTModel
     from gptrs.sampling import Sampler as Sampler
     from gptrs.sampling import SamplingConfig as SamplingConfig
+    from gptrs.store import TokenStore as TokenStore
+    from gptrs.store import convert_store as convert_store
     from gptrs.stream_decoder import StreamDecoder as StreamDecoder
     from gptrs.tokenizer import Tokenizer as Tokenizer
     from gptrs.tokenizer import get_tokenizer as get_tokenizer
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
     from gptrs.weights import load_weights_into_gpt as load_weights_into_gpt
 
 _EXPORTS = {
+    "building": ("build_store", "merge_stores"),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
     "config": ("GPT_CONFIG_124M", "PRESETS", "GPTConfig", "get_config"),
     "data": ("GPTDatasetV1", "create_dataloader_v1"),
@@ -59,8 +65,10 @@ _EXPORTS = {
     "generator": ("Completion", "Generator"),
     "kv_cache": ("KVCache",),
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
+    "loader": ("WindowLoader",),
     "model": ("GPTModel",),
     "sampling": ("Sampler", "SamplingConfig"),
+    "store": ("TokenStore", "convert_store"),
     "stream_decoder": ("StreamDecoder",),
     "tokenizer": ("Tokenizer", "get_tokenizer"),
     "tokenizer_training": ("train_tokenizer",),

@@ -2,6 +2,8 @@
 
     gptrs demo | train DATA... | generate --model DIR --prompt TEXT | params PRESET
     gptrs train-tokenizer DATA... | tokenize FILES...
+    gptrs build INPUT... --out DIR | merge PART... --out DIR
+    gptrs inspect STORE | verify STORE | convert STORE OUT --to FORMAT
 
 Exit codes: 0 done, 1 failed on the way, 2 asked for something impossible, 130 stopped by Ctrl-C.
 An error is one line on stderr. `train-tokenizer`, `tokenize`, `params` and every --help work
@@ -20,6 +22,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from gptrs.build_commands import build, merge
 from gptrs.config import PRESETS, GPTConfig
 from gptrs.errors import (
     CheckpointError,
@@ -30,6 +33,7 @@ from gptrs.errors import (
     TokenIdError,
     TokenizerError,
 )
+from gptrs.store_commands import convert, inspect, verify
 from gptrs.token_commands import tokenize, tokenizer_option, train_tokenizer
 from gptrs.training_config import SMALL_GPT, DeviceName, TrainingConfig
 
@@ -65,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (GptrsError, OSError) as error:
         return _fail(str(error), EXIT_FAILURE)
-    except KeyboardInterrupt:
-        return _fail("stopped", EXIT_INTERRUPT)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "stopped", EXIT_INTERRUPT)
     return code
 
 
@@ -248,6 +252,11 @@ def generate(model: Path, prompt: str, max_new_tokens: int, device: str, **sampl
 
 gptrs.add_command(train_tokenizer)
 gptrs.add_command(tokenize)
+gptrs.add_command(build)
+gptrs.add_command(merge)
+gptrs.add_command(inspect)
+gptrs.add_command(verify)
+gptrs.add_command(convert)
 
 
 @gptrs.command(epilog=f"Presets: {', '.join(PRESETS)}.")

@@ -1,6 +1,7 @@
 """The book's dataset and loader over one token array: Rust copies the windows a batch asks for.
 
     txt ─► tokenizer ─► tokens [N], one NumPy array ─► windows (arithmetic) ─► int64 batches
+    a TokenStore, on disk ──────────────────────────┘
 
 Where the book keeps two tensors a window, this keeps the tokens alone. Order and draws are the
 DataLoader's own, so they are the book's.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -19,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gptrs import _core
-from gptrs.errors import DataError
+from gptrs.errors import ConfigError, DataError
+from gptrs.store import TokenStore
 from gptrs.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
@@ -64,22 +67,28 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
         self._set_windows(_encode(txt, tokenizer), max_length, stride)
 
     @classmethod
-    def from_tokens(cls, tokens: NDArray[Any], max_length: int, stride: int) -> GPTDatasetV1:
-        """The same over token ids: uint16 or uint32 [N], kept and not copied."""
+    def from_tokens(
+        cls, tokens: NDArray[Any] | TokenStore, max_length: int, stride: int
+    ) -> GPTDatasetV1:
+        """The same over token ids, kept and not copied: uint16 or uint32 [N], or a store.
+
+        With a store the dataset travels to other processes by the store's path.
+        """
         dataset = cls.__new__(cls)
         dataset.tokenizer = None
         dataset._set_windows(tokens, max_length, stride)
         return dataset
 
-    def _set_windows(self, tokens: NDArray[Any], max_length: int, stride: int) -> None:
+    def _set_windows(self, tokens: NDArray[Any] | TokenStore, max_length: int, stride: int) -> None:
         self.tokens = tokens
         self.max_length = max_length
         self.stride = stride
-        self._windows = _core.Windows(tokens, max_length, stride)
+        self._windows = _windows(tokens, max_length, stride)
         if len(self) == 0:
+            whose = "store" if isinstance(tokens, TokenStore) else "text"
             raise DataError(
-                f"the text has {len(tokens)} tokens; one window of max_length {max_length} and its "
-                f"target need at least {max_length + 1}"
+                f"the {whose} has {len(tokens)} tokens; one window of max_length {max_length} and "
+                f"its target need at least {max_length + 1}"
             )
 
     @property
@@ -125,7 +134,7 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._windows = _core.Windows(self.tokens, self.max_length, self.stride)
+        self._windows = _windows(self.tokens, self.max_length, self.stride)
 
     def __repr__(self) -> str:
         return (
@@ -191,7 +200,7 @@ def collate_windows(batch: Sequence[tuple[Tensor, Tensor]]) -> Any:
 
 
 def create_dataloader_v1(
-    txt: str,
+    txt: str | Path | TokenStore,
     batch_size: int = 4,
     max_length: int = 256,
     stride: int = 128,
@@ -204,16 +213,26 @@ def create_dataloader_v1(
     """The book's loader: batches of (inputs, targets), int64 [batch_size, max_length] each.
 
     A real DataLoader, so that a seed gives the book's order and leaves torch's generator where the
-    book's loader leaves it.
+    book's loader leaves it. That shuffles a list of all windows: for a large store, `WindowLoader`
+    has an order that needs no memory.
 
     Args:
-        txt: the text itself, never a path.
-        tokenizer: GPT-2's if None.
+        txt: the text itself, never a path if it is a `str`. Or tokens that are ready: a
+            `TokenStore`, or the `pathlib.Path` of one.
+        tokenizer: GPT-2's if None. A store has its own.
     Raises:
         DataError: the text is shorter than one window.
-        ConfigError: max_length or stride is below 1.
+        ConfigError: max_length or stride is below 1, or a store is given another tokenizer.
+        StoreError: the store cannot be read.
     """
-    dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
+    dataset: GPTDatasetV1
+    if isinstance(txt, TokenStore | Path):
+        if tokenizer is not None:
+            raise ConfigError("a store's tokens are ready: leave tokenizer out")
+        store = txt if isinstance(txt, TokenStore) else TokenStore.open(txt)
+        dataset = GPTDatasetV1.from_tokens(store, max_length, stride)
+    else:
+        dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -222,6 +241,14 @@ def create_dataloader_v1(
         num_workers=num_workers,
         collate_fn=collate_windows,
     )
+
+
+def _windows(
+    tokens: NDArray[Any] | TokenStore, max_length: int, stride: int
+) -> _core.Windows | _core.StoreWindows:
+    if isinstance(tokens, TokenStore):
+        return _core.StoreWindows(tokens._core, max_length, stride)
+    return _core.Windows(tokens, max_length, stride)
 
 
 def _encode(txt: str, tokenizer: SupportsEncode) -> NDArray[np.uint16] | NDArray[np.uint32]:

@@ -29,8 +29,16 @@ class WindowError(GptrsError, IndexError):
     """A window number is out of range."""
 
 
+class PositionError(GptrsError, IndexError):
+    """A store has no such token, or no such document."""
+
+
 class SourceError(GptrsError, OSError):
     """An input file cannot be read, or is not UTF-8."""
+
+
+class StoreError(GptrsError, OSError):
+    """A token store is missing, damaged, foreign, in use, or cannot be written."""
 
 
 class CheckpointError(GptrsError, OSError):

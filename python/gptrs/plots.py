@@ -1,4 +1,4 @@
-"""Pictures of training, with matplotlib: the extra `plots`. Takes plain numbers, knows no model.
+"""Pictures of training and of tokens, with matplotlib: the extra `plots`. Takes plain numbers.
 
 In colours of Okabe and Ito (2008), which colour-blind readers can tell apart.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from gptrs.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
@@ -112,6 +113,58 @@ def save_and_show_losses(
     if matplotlib.get_backend().lower() != "agg":
         pyplot.show()
     pyplot.close(figure)
+
+
+def save_store_figure(
+    path: str | Path,
+    *,
+    length_bins: Sequence[tuple[int, int]],
+    token_counts: npt.NDArray[np.uint64],
+    title: str,
+) -> None:
+    """Saves how long a store's documents are and how often its tokens occur.
+
+    Args:
+        length_bins: the least length in each bin, and how many documents are in it; the bins ascend
+            without gaps. None of them leaves that half empty.
+        token_counts: uint64 [n_vocab], how often each id occurs.
+    Raises:
+        MissingExtraError: matplotlib is not installed; the message has the pip line.
+    """
+    with _matplotlib():
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    lengths, frequencies = figure.subplots(1, 2)
+    _draw_lengths(lengths, [(start, count) for start, count in length_bins if start > 0])
+    counts = np.sort(token_counts[token_counts > 0])[::-1]
+    ranks = np.arange(1, len(counts) + 1)
+    frequencies.loglog(ranks, counts / max(1, counts.sum()), color=ORANGE, linewidth=1.8)
+    frequencies.set_xlabel(f"rank of the token, {len(counts):,} of {len(token_counts):,} occur")
+    frequencies.set_ylabel("share of all tokens")
+    for axes in (lengths, frequencies):
+        axes.grid(alpha=0.2)
+        axes.spines[["right", "top"]].set_visible(False)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.savefig(path, dpi=150)
+
+
+def _draw_lengths(axes: Axes, bins: Sequence[tuple[int, int]]) -> None:
+    """Four bars for each power of two: every bar holds whole bins."""
+    axes.set_xlabel("tokens a document")
+    axes.set_ylabel("documents")
+    if not bins:
+        axes.text(0.5, 0.5, "not counted", ha="center", color=GREY, transform=axes.transAxes)
+        return
+    starts = np.array([start for start, _ in bins], dtype=np.float64)
+    # Lengths below 8 have a bar each: a power of two has no more of them than four.
+    edges = [1, 2, 3, 4, 5, 6, 7]
+    while edges[-1] <= starts[-1]:
+        octave = 1 << (len(edges) - 7) // 4 + 3
+        edges.append(octave + (len(edges) - 7) % 4 * octave // 4)
+    counts = [count for _, count in bins]
+    axes.hist(starts, bins=edges, weights=counts, color=BLUE, edgecolor="white", linewidth=0.4)
+    axes.set_xscale("log", base=10)
 
 
 def _label(axes: Axes, title: str) -> None:

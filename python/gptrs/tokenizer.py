@@ -56,7 +56,7 @@ class Tokenizer:
     """A vocabulary of at most 65,536 ids, with the special tokens last.
 
     Made by `get_tokenizer`, `Tokenizer.load` or `train_tokenizer`. Threads may share it: encoding
-    releases the GIL. It remembers words that it has seen, at most some 10 MB.
+    releases the GIL. It remembers words that it has seen, in at most some 20 MB.
     """
 
     __slots__ = ("_core", "_tiktoken", "name", "special_tokens_set")

@@ -127,6 +127,27 @@ pub enum Error {
         /// Where it stands in the file.
         offset: usize,
     },
+    /// A row of a file that is no document.
+    #[error("{path}:{line}: {reason}")]
+    Row {
+        /// The file.
+        path: String,
+        /// Which line or row, counted from 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of a token store, or the store's folder, that cannot be used or written.
+    #[error("{path}: {reason}")]
+    Store {
+        /// The file or the folder.
+        path: String,
+        /// What was found, and what was expected.
+        reason: String,
+    },
+    /// A setting that makes no sense: the message says which, and what it may be.
+    #[error("{0}")]
+    Setting(String),
     /// The caller's check ended the work, and knows why.
     #[error("the work was stopped")]
     Stopped,

@@ -54,10 +54,15 @@
 //! # Ok::<(), Error>(())
 //! ```
 
+pub mod batches;
+pub mod build;
 mod error;
 pub mod generate;
 pub mod philox;
 pub mod sampling;
+pub mod shuffle;
+pub mod source;
+pub mod store;
 pub mod tokenizer;
 mod windows;
 

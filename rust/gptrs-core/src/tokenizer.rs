@@ -44,7 +44,7 @@ mod memory;
 mod merge;
 mod pack;
 mod parallel;
-mod simd;
+pub(crate) mod simd;
 mod special;
 mod split;
 mod tables;

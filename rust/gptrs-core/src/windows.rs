@@ -15,6 +15,10 @@
 //! # Ok::<(), gptrs_core::Error>(())
 //! ```
 
+mod documents;
+
+pub use documents::{DocumentWindows, ForEachBoundary};
+
 use crate::{Error, Result};
 
 /// The windows of a stream of tokens, by arithmetic alone.
@@ -68,6 +72,24 @@ impl Windows {
         targets: &mut [i64],
     ) -> Result<()> {
         check_len("tokens", tokens.len(), self.num_tokens)?;
+        self.fill_rows(indices, inputs, targets, |start, input, target| {
+            let window = &tokens[start..][..=self.length];
+            widen(&window[..self.length], input);
+            widen(&window[1..], target);
+            Ok(())
+        })
+    }
+
+    /// Calls `fill_row` with each window's start, and with the rows for its tokens and its targets.
+    ///
+    /// If an index is bad or a buffer's length is wrong, it is not called at all.
+    pub fn fill_rows(
+        &self,
+        indices: &[i64],
+        inputs: &mut [i64],
+        targets: &mut [i64],
+        mut fill_row: impl FnMut(usize, &mut [i64], &mut [i64]) -> Result<()>,
+    ) -> Result<()> {
         check_len("inputs", inputs.len(), indices.len() * self.length)?;
         check_len("targets", targets.len(), indices.len() * self.length)?;
         for &index in indices {
@@ -75,11 +97,21 @@ impl Windows {
         }
         let rows = inputs.chunks_exact_mut(self.length).zip(targets.chunks_exact_mut(self.length));
         for (&index, (input, target)) in indices.iter().zip(rows) {
-            let window = &tokens[self.start(index)?..][..=self.length];
-            widen(&window[..self.length], input);
-            widen(&window[1..], target);
+            fill_row(self.start(index)?, input, target)?;
         }
         Ok(())
+    }
+
+    /// How many tokens are in no window, neither as input nor as target.
+    pub fn dropped_tokens(&self) -> usize {
+        // A window and its last target; a longer stride leaves gaps.
+        let span = self.length.saturating_add(1);
+        let seen = match self.len() {
+            0 => 0,
+            len if self.stride >= span => len * span,
+            len => (len - 1) * self.stride + span,
+        };
+        self.num_tokens - seen
     }
 }
 
@@ -99,6 +131,20 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn a_token_is_dropped_if_no_window_has_it(
+            n in 0_usize..200, length in 1_i64..40, stride in 1_i64..80,
+        ) {
+            let windows = Windows::new(n, length, stride)?;
+            let mut is_seen = vec![false; n];
+            for index in 0..windows.len() {
+                let start = windows.start(index as i64)?;
+                is_seen[start..=start + length as usize].fill(true);
+            }
+            let dropped = is_seen.iter().filter(|is_seen| !*is_seen).count();
+            prop_assert_eq!(windows.dropped_tokens(), dropped);
+        }
+
         #[test]
         fn there_are_as_many_windows_as_the_books_range_has_steps(
             n in 0_i64..300, length in 1_i64..64, stride in 1_i64..64,

@@ -7,6 +7,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 pyo3::import_exception!(gptrs.errors, ConfigError);
 pyo3::import_exception!(gptrs.errors, GenerationError);
 pyo3::import_exception!(gptrs.errors, SourceError);
+pyo3::import_exception!(gptrs.errors, StoreError);
 pyo3::import_exception!(gptrs.errors, TokenIdError);
 pyo3::import_exception!(gptrs.errors, TokenizerError);
 pyo3::import_exception!(gptrs.errors, WindowError);
@@ -27,6 +28,7 @@ impl From<CoreError> for PyErr {
             Error::WindowOutOfRange { .. } => WindowError::new_err(message),
             Error::EmptyWindow { .. }
             | Error::NoRoom { .. }
+            | Error::Setting(_)
             | Error::Temperature(_)
             | Error::TopK(_)
             | Error::TopP(_)
@@ -45,7 +47,10 @@ impl From<CoreError> for PyErr {
             | Error::TooFewPairs { .. }
             | Error::TooManyChars { .. }
             | Error::TooManyWords { .. } => TokenizerError::new_err(message),
-            Error::File { .. } | Error::NotUtf8 { .. } => SourceError::new_err(message),
+            Error::File { .. } | Error::NotUtf8 { .. } | Error::Row { .. } => {
+                SourceError::new_err(message)
+            }
+            Error::Store { .. } => StoreError::new_err(message),
             Error::Stopped => PyRuntimeError::new_err(message),
             Error::WrongLength { .. } => PyValueError::new_err(message),
         }

@@ -2,10 +2,14 @@
 
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
+mod batches;
+mod build;
 mod errors;
 mod generate;
+mod merge;
 mod sampling;
 mod signals;
+mod store;
 mod tokenizer;
 mod train;
 mod windows;
@@ -16,9 +20,17 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
+    use super::batches::{PyBatchStream, PyStoreWindows, PyWindowBatches};
+    #[pymodule_export]
+    use super::build::PyStoreBuilder;
+    #[pymodule_export]
     use super::generate::PyGeneration;
     #[pymodule_export]
+    use super::merge::merge_stores;
+    #[pymodule_export]
     use super::sampling::PySampler;
+    #[pymodule_export]
+    use super::store::{PyTokenStore, convert_store};
     #[pymodule_export]
     use super::tokenizer::{PyFileEncoder, PyTokenizer};
     #[pymodule_export]

@@ -1,6 +1,7 @@
 //! `_core.Tokenizer`: encodes with the GIL released, and hears Ctrl-C while it works.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use gptrs_core::Error;
@@ -17,7 +18,7 @@ use crate::signals::interruptible;
 
 /// GPT-2's tokenizer, or a trained one. Threads may share it.
 #[pyclass(name = "Tokenizer", module = "gptrs._core", frozen)]
-pub struct PyTokenizer(pub Tokenizer);
+pub struct PyTokenizer(pub Arc<Tokenizer>);
 
 type Ids<'py> = Bound<'py, PyArray1<u16>>;
 
@@ -26,7 +27,7 @@ impl PyTokenizer {
     /// GPT-2's, whose vocabulary is compiled in.
     #[staticmethod]
     fn gpt2() -> Self {
-        Self(Tokenizer::gpt2())
+        Self(Arc::new(Tokenizer::gpt2()))
     }
 
     /// The tokenizer that the bytes of a `tokenizer.json` describe.
@@ -36,7 +37,7 @@ impl PyTokenizer {
     #[staticmethod]
     fn from_json(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
         let tokenizer = py.detach(|| Tokenizer::new(file::from_json(json)?)).map_err(CoreError)?;
-        Ok(Self(tokenizer))
+        Ok(Self(Arc::new(tokenizer)))
     }
 
     /// The content of a `tokenizer.json`.

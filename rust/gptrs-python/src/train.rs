@@ -1,6 +1,7 @@
 //! `_core.train_tokenizer`: learns a tokenizer from files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gptrs_core::tokenizer::train::{BpeTrainer, CharTrainer};
@@ -46,7 +47,7 @@ pub fn train_bpe(
         };
         Tokenizer::new(trainer.learn::<Error>(&mut check_merges)?)
     })?;
-    Ok(PyTokenizer(tokenizer))
+    Ok(PyTokenizer(Arc::new(tokenizer)))
 }
 
 /// Learns a tokenizer of characters from UTF-8 files; arguments and errors of `train_bpe`.
@@ -69,7 +70,7 @@ pub fn train_char(
             Tokenizer::new(trainer.learn()?)
         },
     )?;
-    Ok(PyTokenizer(tokenizer))
+    Ok(PyTokenizer(Arc::new(tokenizer)))
 }
 
 /// Calls `each` with every part of every file's text.

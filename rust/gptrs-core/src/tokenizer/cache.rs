@@ -288,13 +288,13 @@ impl WordCache {
         buckets_for(text_bytes) > self.buckets.len()
     }
 
-    /// A table with room for more words, for a text of this size at least: with these words if it is
-    /// larger, an empty one else.
-    pub fn renewed(&self, text_bytes: usize) -> Self {
+    /// A larger table with these words: when this one is full, or small for a text of this size.
+    /// `None` if there is none.
+    pub fn larger(&self, text_bytes: usize) -> Option<Self> {
         let least = if self.is_full() { GROWTH * self.buckets.len() } else { 0 };
         let num_buckets = least.max(buckets_for(text_bytes)).min(MOST_BUCKETS);
         if num_buckets <= self.buckets.len() {
-            return Self::with_buckets(num_buckets, Arc::default());
+            return None;
         }
         let larger = Self::with_buckets(num_buckets, Arc::clone(&self.lists));
         let mut num_words = 0;
@@ -306,7 +306,19 @@ impl WordCache {
             }
         }
         larger.add_words(num_words);
-        larger
+        Some(larger)
+    }
+
+    /// Forgets all words.
+    pub fn clear(&mut self) {
+        self.buckets.fill_with(Bucket::default);
+        self.num_words.0 = AtomicUsize::new(0);
+        self.lists = Arc::default();
+    }
+
+    /// An empty table of this size.
+    pub fn empty(&self) -> Self {
+        Self::with_buckets(self.buckets.len(), Arc::default())
     }
 }
 

@@ -7,7 +7,14 @@ use super::cache::{Key, WordCache};
 
 /// A tokenizer's words.
 #[derive(Debug, Default)]
-pub struct SharedWords(Mutex<Arc<WordCache>>);
+pub struct SharedWords(Mutex<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    present: Arc<WordCache>,
+    /// The one before, as large as any, to be used again when nobody reads it.
+    former: Option<Arc<WordCache>>,
+}
 
 /// The words as one thread has them: it may keep to a table that was replaced.
 #[derive(Debug)]
@@ -20,7 +27,7 @@ pub struct Words<'t> {
 
 impl<'t> Words<'t> {
     pub fn new(shared: &'t SharedWords) -> Self {
-        let known = shared.lock().map(|words| Arc::clone(&words)).unwrap_or_default();
+        let known = shared.lock().map(|words| Arc::clone(&words.present)).unwrap_or_default();
         Self { shared, known, uncounted: 0 }
     }
 
@@ -58,10 +65,26 @@ impl<'t> Words<'t> {
     fn renew(&mut self, text_bytes: usize) {
         // Somebody else may be at it.
         let Some(mut shared) = self.shared.lock() else { return };
-        if shared.is_full() || shared.is_small_for(text_bytes) {
-            *shared = Arc::new(shared.renewed(text_bytes));
+        if shared.present.is_full() || shared.present.is_small_for(text_bytes) {
+            shared.renew(text_bytes);
         }
-        self.known = Arc::clone(&shared);
+        self.known = Arc::clone(&shared.present);
+    }
+}
+
+impl Tables {
+    /// A larger table; an empty one where there is no larger.
+    fn renew(&mut self, text_bytes: usize) {
+        if let Some(larger) = self.present.larger(text_bytes) {
+            self.present = Arc::new(larger);
+            return;
+        }
+        let empty = self.former.take().and_then(|mut former| {
+            Arc::get_mut(&mut former)?.clear();
+            Some(former)
+        });
+        let empty = empty.unwrap_or_else(|| Arc::new(self.present.empty()));
+        self.former = Some(std::mem::replace(&mut self.present, empty));
     }
 }
 
@@ -73,7 +96,7 @@ impl Drop for Words<'_> {
 
 impl SharedWords {
     /// The present table. Does not wait forever: a fork may have left the lock to nobody.
-    fn lock(&self) -> Option<MutexGuard<'_, Arc<WordCache>>> {
+    fn lock(&self) -> Option<MutexGuard<'_, Tables>> {
         (0..MOST_TRIES).find_map(|_| {
             std::hint::spin_loop();
             self.0.try_lock().ok()
