@@ -75,7 +75,7 @@ def test_a_store_is_built_and_loaded_as_shown(tmp_path, monkeypatch, capsys):
     names = {}
     exec(STORE_LINES, names)
     store, gpt2 = names["store"], gptrs.get_tokenizer("gpt2")
-    assert capsys.readouterr().out.startswith(f"{len(store)} 3 ")
+    assert capsys.readouterr().out.startswith(f"{len(store)} 4 ")
     assert store[: store.document_range(0)[1]].tolist() == [*gpt2.encode_ordinary(text), 50256]
     assert names["inputs"].shape == names["targets"].shape == (8, 1024)
     assert names["state"]["position"] == 2 * 8

@@ -153,6 +153,7 @@ def merge_stores(
     memory: int = ...,
     on_progress: Callable[[dict[str, int]], object] | None = None,
 ) -> None: ...
+
 @final
 class Windows:
     def __new__(
