@@ -126,10 +126,11 @@ impl Builder {
         check: Check<'_>,
     ) -> Result<Self> {
         options.check()?;
-        let tokenizer_json = file::to_json(&tokenizer.description())?;
+        let description = tokenizer.description();
+        let tokenizer_json = file::to_json(&description)?;
         let info = TokenizerInfo {
             name: name.to_owned(),
-            fingerprint: tokenizer.description().fingerprint(),
+            fingerprint: description.fingerprint(),
             n_vocab: tokenizer.n_vocab(),
             end_of_text: tokenizer.special_id(END_OF_TEXT).map(u32::from),
             json_xxh3: xxh3_64(tokenizer_json.as_bytes()),

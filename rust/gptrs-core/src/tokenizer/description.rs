@@ -11,8 +11,6 @@
 mod spellings;
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write;
-
 use sha2::{Digest, Sha256};
 
 pub use super::layout::NUM_BYTES;
@@ -137,30 +135,49 @@ impl Description {
         format!("{:x}", Sha256::digest(self.canonical()))
     }
 
-    fn canonical(&self) -> String {
-        let mut lines = String::new();
-        // Writing to a String cannot fail.
+    fn canonical(&self) -> Vec<u8> {
+        let mut lines = Vec::with_capacity(LINE_BYTES * self.num_ids());
         match &self.model {
             Model::Bpe { merges } => {
-                lines.push_str("bpe\n");
+                lines.extend(b"bpe\n");
                 for (left, right) in merges {
-                    let _ = writeln!(lines, "{left} {right}");
+                    push_number(&mut lines, u32::from(*left), b' ');
+                    push_number(&mut lines, u32::from(*right), b'\n');
                 }
             }
             Model::Char { chars } => {
-                lines.push_str("char\n");
+                lines.extend(b"char\n");
                 for char in chars {
-                    let _ = writeln!(lines, "{}", u32::from(*char));
+                    push_number(&mut lines, u32::from(*char), b'\n');
                 }
             }
         }
-        lines.push('\n');
+        lines.push(b'\n');
         for token in &self.special_tokens {
-            lines.push_str(token);
-            lines.push('\n');
+            lines.extend(token.as_bytes());
+            lines.push(b'\n');
         }
         lines
     }
+}
+
+/// About as long is a line of a description.
+const LINE_BYTES: usize = 12;
+
+/// Appends a number and what follows it. There are 100,000 of them, and formatting takes several
+/// times as long.
+fn push_number(lines: &mut Vec<u8>, mut number: u32, then: u8) {
+    let mut digits = [then; 11];
+    let mut first = digits.len() - 1;
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    lines.extend_from_slice(&digits[first..]);
 }
 
 /// Every merge joins tokens that are there before it, and all tokens together fit in memory.

@@ -31,8 +31,14 @@ pub fn to_json(description: &Description) -> Result<String> {
         decoder,
         model: JsonModel::of(description, &spellings),
     };
-    serde_json::to_string(&file).map_err(|error| Error::TokenizerFile(error.to_string()))
+    let mut json = Vec::with_capacity(BYTES_AN_ID * description.num_ids());
+    let written = serde_json::to_writer(&mut json, &file).map_err(|error| error.to_string());
+    let json = written.and_then(|()| String::from_utf8(json).map_err(|error| error.to_string()));
+    json.map_err(Error::TokenizerFile)
 }
+
+/// About as much the file has for each id: a token, and the merge that makes it.
+const BYTES_AN_ID: usize = 32;
 
 #[derive(Serialize)]
 struct File<'a> {
