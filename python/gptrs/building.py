@@ -19,13 +19,12 @@ from gptrs import _core
 from gptrs.errors import ConfigError
 from gptrs.inputs import Input, InputFormat, find_inputs
 from gptrs.rows import check_rows, row_batches
-from gptrs.store import TokenStore
-from gptrs.tokenizer import Tokenizer, get_tokenizer
+from gptrs.store import SHARD_TOKENS, TokenStore
+from gptrs.tokenizer import Tokenizer, own_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
 
-SHARD_TOKENS: Final = 1 << 28
 MEMORY: Final = "512MB"
 
 OnProgress = Callable[[Mapping[str, int]], object]
@@ -175,24 +174,6 @@ def merge_stores(
         _core.merge_stores(folders, os.fspath(out), deduplicate=deduplicate, on_progress=show)
     train = Path(out, "train")
     return TokenStore.open(train if train.is_dir() else out)
-
-
-def own_tokenizer(
-    tokenizer: str | os.PathLike[str] | Tokenizer | tiktoken.Encoding,
-) -> Tokenizer:
-    """The tokenizer of ours that is meant, or that gives the same ids.
-
-    Raises:
-        ConfigError: there is none.
-        TokenizerError: no tokenizer has this name.
-    """
-    meant = get_tokenizer(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
-    if isinstance(meant, Tokenizer):
-        return meant
-    gpt2 = get_tokenizer("gpt2")
-    if all(getattr(meant, name, None) == getattr(gpt2, name) for name in ("name", "n_vocab")):
-        return gpt2
-    raise ConfigError(f"a store is built by a gptrs tokenizer or tiktoken's gpt2, found {meant!r}")
 
 
 def parse_bytes(size: int | str) -> int:

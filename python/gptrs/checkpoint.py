@@ -25,7 +25,7 @@ from torch import Tensor
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
 from gptrs.model import GPTModel
-from gptrs.tokenizer import FILE_NAME, Tokenizer, get_tokenizer
+from gptrs.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -102,22 +102,6 @@ def check_tokenizer(
     if there != own:
         raise ConfigError(f"{file} has another tokenizer, {there!r}, than the model's, {own!r}")
     return own
-
-
-def own_tokenizer(tokenizer: "Tokenizer | tiktoken.Encoding") -> Tokenizer:
-    """The tokenizer of ours that gives the same ids as `tokenizer`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    gpt2 = get_tokenizer("gpt2")
-    if all(getattr(tokenizer, name, None) == getattr(gpt2, name) for name in ("name", "n_vocab")):
-        return gpt2
-    raise ConfigError(
-        f"a checkpoint keeps a gptrs tokenizer, tiktoken's gpt2 or none, found {tokenizer!r}"
-    )
 
 
 def load_checkpoint(

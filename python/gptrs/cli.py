@@ -200,13 +200,12 @@ def train(
     GPTConfig.of(shape)  # Refuses what is impossible before torch is imported and text is read.
     config = TrainingConfig(**settings)
 
-    from gptrs.checkpoint import own_tokenizer
     from gptrs.corpus import tokenize_files
     from gptrs.report import train_in_new_run
     from gptrs.text import find_text_files
-    from gptrs.tokenizer import get_tokenizer
+    from gptrs.tokenizer import own_tokenizer
 
-    tokenizer = own_tokenizer(get_tokenizer(spec))
+    tokenizer = own_tokenizer(spec)
     model_config = GPTConfig.of(shape | {"vocab_size": tokenizer.n_vocab})
     tokens = tokenize_files(find_text_files(data), tokenizer)
     result = train_in_new_run(runs_dir, "train", model_config, tokens, config, tokenizer=tokenizer)

@@ -381,6 +381,21 @@ def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken
     )
 
 
+def own_tokenizer(tokenizer: str | os.PathLike[str] | Tokenizer | tiktoken.Encoding) -> Tokenizer:
+    """The tokenizer of ours that is meant, or that gives the same ids: what files are made with.
+
+    Raises:
+        ConfigError: there is none.
+        TokenizerError: no tokenizer has this name.
+    """
+    meant = get_tokenizer(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
+    if isinstance(meant, Tokenizer):
+        return meant
+    if all(getattr(meant, name, None) == getattr(_GPT2, name) for name in ("name", "n_vocab")):
+        return _GPT2
+    raise ConfigError(f"expected a gptrs tokenizer or tiktoken's gpt2, found {meant!r}")
+
+
 def end_of_text_id(tokenizer: Any) -> int | None:
     """The id of `<|endoftext|>` in a tokenizer, ours or another's; None if it has none."""
     try:

@@ -86,7 +86,7 @@ pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
 pub struct Tokenizer {
     ordinary: Ordinary,
     special_tokens: Vec<String>,
-    isa: Isa,
+    isa: simd::Found,
     words: SharedWords,
 }
 
@@ -121,14 +121,14 @@ impl Tokenizer {
     }
 
     fn with(ordinary: Ordinary, special_tokens: Vec<String>) -> Self {
-        Self { ordinary, special_tokens, isa: Isa::best(), words: SharedWords::default() }
+        Self { ordinary, special_tokens, isa: Isa::best().found(), words: SharedWords::default() }
     }
 
     /// The same tokenizer with other machine code, for comparison. What is not one of
     /// `Isa::available` becomes `Isa::Portable`.
     #[must_use]
     pub fn on(mut self, isa: Isa) -> Self {
-        self.isa = isa;
+        self.isa = isa.found();
         self
     }
 

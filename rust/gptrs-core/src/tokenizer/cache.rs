@@ -20,8 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
+use bytemuck::Zeroable;
+
 use super::layout::{mix, top_bits};
-use super::memory::table;
+use super::memory::zeros;
 use super::simd::prefetch;
 use lists::Lists;
 use word::{
@@ -54,10 +56,10 @@ pub struct WordCache {
 struct InALineOfItsOwn<T>(T);
 
 #[repr(align(64))]
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Zeroable)]
 struct Bucket([Entry; 2]);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Zeroable)]
 struct Entry {
     /// The word's halves; zeros are no word's. When the second is there, all else is.
     low: AtomicU64,
@@ -126,7 +128,7 @@ impl WordCache {
         // The last table may fill up.
         let most_words = if num_buckets < MOST_BUCKETS { num_buckets } else { num_buckets / 4 * 7 };
         let num_words = InALineOfItsOwn(AtomicUsize::new(0));
-        Self { buckets: table(num_buckets), most_words, num_words, lists }
+        Self { buckets: zeros(num_buckets), most_words, num_words, lists }
     }
 
     /// Makes the keys of the words between neighbouring `starts`, and asks for their buckets.
@@ -241,6 +243,9 @@ impl WordCache {
     pub fn put(&self, key: Key, word: &[u8], ids: &[u16]) -> bool {
         let mut all = [0; ENTRY_IDS];
         let count = if word.len() > KEY_BYTES || ids.len() > ENTRY_IDS {
+            if !self.has_place(key) {
+                return false; // Nor should it take one in a list.
+            }
             let place = if word.len() > KEY_BYTES {
                 self.lists.put_long(word, ids)
             } else {
@@ -254,6 +259,11 @@ impl WordCache {
             ids.len() as u64
         };
         self.put_entry(key.bucket as usize, key.word.with_count(count), all)
+    }
+
+    fn has_place(&self, key: Key) -> bool {
+        let mut buckets = (0..MOST_PLACES).map(|place| &self.buckets[key.bucket as usize ^ place]);
+        buckets.any(|bucket| bucket.0[1].high.load(Relaxed) == 0)
     }
 
     /// Takes the first empty entry of a word's own bucket, or of the next few.

@@ -10,8 +10,8 @@
 
 mod spellings;
 
-use std::collections::{HashMap, HashSet};
 use sha2::{Digest, Sha256};
+use std::collections::{HashMap, HashSet};
 
 pub use super::layout::NUM_BYTES;
 pub(super) use spellings::{Spellings, byte_letters};

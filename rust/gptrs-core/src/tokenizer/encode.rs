@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::cache::{Key, LONGEST, MOST_IDS};
 use super::merge::{LongMerger, MergeShort, SHORT};
-use super::simd::{Isa, Simd, Work, dispatch};
+use super::simd::{Found, Simd, Work, dispatch};
 use super::split::{Splitter, Starts};
 use super::vocab::Vocab;
 use super::words::Words;
@@ -26,7 +26,7 @@ use crate::{Error, Result};
 pub struct EncodeSegment<'a, 't> {
     pub vocab: Vocab<'a>,
     pub text: &'a str,
-    pub isa: Isa,
+    pub isa: Found,
     pub words: &'a mut Words<'t>,
     pub long: &'a mut Option<Box<LongMerger>>,
     pub sink: &'a mut dyn FnMut(&[u16]),

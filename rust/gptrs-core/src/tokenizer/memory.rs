@@ -8,6 +8,8 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytemuck::Zeroable;
+
 /// The size of a huge page on x86-64 and, mostly, on ARM.
 #[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 1 << 21;
@@ -87,12 +89,17 @@ impl<'a> SharedIds<'a> {
     }
 }
 
-/// Empty entries, on their way into the processor's caches: that writing them takes less time than to
-/// have their pages cleared by the operating system when they are first read.
-pub fn table<T: Default>(len: usize) -> Box<[T]> {
+/// Zeros, on their way into the processor's caches: that writing them takes less time than to have
+/// their pages cleared by the operating system when they are first read.
+pub fn zeros<T: Zeroable>(len: usize) -> Box<[T]> {
     let mut entries = Vec::with_capacity(len);
-    prefer_huge_pages(entries.spare_capacity_mut());
-    entries.resize_with(len, T::default);
+    let room = &mut entries.spare_capacity_mut()[..len];
+    prefer_huge_pages(room);
+    // SAFETY: zeros are a value of the type, and `len` of them are written.
+    unsafe {
+        room.as_mut_ptr().write_bytes(0, len);
+        entries.set_len(len);
+    }
     entries.into_boxed_slice()
 }
 

@@ -117,9 +117,9 @@ pub mod tests {
     }
 
     fn short(piece: &[u8]) -> Vec<u16> {
-        let merge = |isa| {
+        let merge = |isa: Isa| {
             let mut ids = [0; SHORT];
-            dispatch(isa, MergeShort { vocab: GPT2, piece, ids: &mut ids }).to_vec()
+            dispatch(isa.found(), MergeShort { vocab: GPT2, piece, ids: &mut ids }).to_vec()
         };
         let merged = merge(Isa::Portable);
         for isa in Isa::available() {

@@ -34,7 +34,7 @@ use super::simd::{self, BLOCK, Classes, Isa, Simd, Work};
 /// assert_eq!(pieces, ["I", "'d", " say", " ", " it", "'s", " 42", "!"]);
 /// ```
 pub fn split(text: &str) -> impl Iterator<Item = &str> {
-    let isa = Isa::best();
+    let isa = Isa::best().found();
     let mut splitter = Splitter::new(text);
     let mut starts = Starts::default();
     let mut next = 0;

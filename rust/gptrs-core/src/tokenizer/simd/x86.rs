@@ -10,7 +10,7 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_setr_epi32, _mm512_storeu_si512, _mm512_sub_epi8,
 };
 
-use super::{BLOCK, Classes, Isa, Portable, Simd, Work};
+use super::{BLOCK, Classes, Found, Isa, Portable, Simd, Work};
 
 /// What this processor is beyond `Isa::Portable`.
 pub fn available() -> impl Iterator<Item = Isa> {
@@ -26,13 +26,10 @@ pub fn available() -> impl Iterator<Item = Isa> {
     [(avx2, Isa::Avx2), (avx512, Isa::Avx512)].into_iter().filter_map(|(is, isa)| is.then_some(isa))
 }
 
-pub fn dispatch<W: Work>(isa: Isa, work: W) -> W::Output {
-    if !available().any(|found| found == isa) {
-        return work.run(Portable);
-    }
+pub fn dispatch<W: Work>(Found(isa): Found, work: W) -> W::Output {
     match isa {
         Isa::Portable => work.run(Portable),
-        // SAFETY: the processor was just found to have these instructions.
+        // SAFETY: `Isa::found` alone makes what says that the processor has these instructions.
         Isa::Avx2 => unsafe { run_avx2(work) },
         // SAFETY: as above.
         Isa::Avx512 => unsafe { run_avx512(work) },
