@@ -150,19 +150,14 @@ def save_store_figure(
 
 
 def _draw_lengths(axes: Axes, bins: Sequence[tuple[int, int]]) -> None:
-    """Four bars for each power of two: every bar holds whole bins."""
+    """A bar for each power of two: whole bins, and all as wide on a logarithmic axis."""
     axes.set_xlabel("tokens a document")
     axes.set_ylabel("documents")
     if not bins:
         axes.text(0.5, 0.5, "not counted", ha="center", color=GREY, transform=axes.transAxes)
         return
-    starts = np.array([start for start, _ in bins], dtype=np.float64)
-    # Lengths below 8 have a bar each: a power of two has no more of them than four.
-    edges = [1, 2, 3, 4, 5, 6, 7]
-    while edges[-1] <= starts[-1]:
-        octave = 1 << (len(edges) - 7) // 4 + 3
-        edges.append(octave + (len(edges) - 7) % 4 * octave // 4)
-    counts = [count for _, count in bins]
+    starts, counts = zip(*bins, strict=True)
+    edges = [1 << power for power in range(starts[-1].bit_length() + 1)]
     axes.hist(starts, bins=edges, weights=counts, color=BLUE, edgecolor="white", linewidth=0.4)
     axes.set_xscale("log", base=10)
 
