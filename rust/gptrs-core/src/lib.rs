@@ -63,6 +63,7 @@ pub mod sampling;
 pub mod shuffle;
 pub mod source;
 pub mod store;
+mod threads;
 pub mod tokenizer;
 mod windows;
 

@@ -18,7 +18,6 @@ pub(crate) mod column;
 mod convert;
 mod counts;
 mod documents;
-mod every;
 pub mod files;
 mod foreign;
 pub mod manifest;

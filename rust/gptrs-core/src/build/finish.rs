@@ -20,9 +20,6 @@ pub const ALL: &str = "all";
 /// The streams' folders when some documents are kept for validation.
 pub const SIDES: [&str; 2] = ["train", "val"];
 
-/// The tokenizer's file in a store.
-const TOKENIZER: &str = "tokenizer.json";
-
 /// A stream whose shards are final.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finished {
@@ -118,6 +115,6 @@ fn publish_shards(folder: &Folder, stream: &Finished, tokenizer_json: &str) -> R
             }
         }
     }
-    write_whole(&to.join(TOKENIZER), tokenizer_json.as_bytes())?;
+    write_whole(&to.join(manifest::TOKENIZER_FILE), tokenizer_json.as_bytes())?;
     sync_folder(&to)
 }

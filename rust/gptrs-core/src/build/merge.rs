@@ -26,6 +26,7 @@ use super::folder::Folder;
 use super::seen::Seen;
 use crate::store::Manifest;
 use crate::store::files::{create_folder, failed, refused, sync_folder};
+use crate::store::manifest::TOKENIZER_FILE;
 use crate::tokenizer::{Check, Tokenizer, file};
 use crate::{Error, Result};
 
@@ -188,7 +189,7 @@ impl Merge<'_> {
 
 /// A part's `tokenizer.json`, which is that of all.
 fn tokenizer_json(part: &Part) -> Result<String> {
-    let path = part.dir.join("tokenizer.json");
+    let path = part.dir.join(TOKENIZER_FILE);
     let json = std::fs::read_to_string(&path).map_err(|error| failed(&path, "read", &error))?;
     check_digest(&path, xxh3_64(json.as_bytes()), part.manifest.tokenizer.json_xxh3)?;
     Ok(json)

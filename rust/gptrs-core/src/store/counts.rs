@@ -4,11 +4,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::every;
 use super::reader::TokenStore;
 use super::tokens::Ids;
-use crate::Result;
 use crate::tokenizer::Check;
+use crate::{Result, threads};
 
 /// How many tokens a thread counts at a time.
 const SPAN: u64 = 1 << 24;
@@ -71,7 +70,7 @@ impl TokenStore {
         let n_vocab = self.manifest().tokenizer.n_vocab;
         let total = Mutex::new(vec![0_u64; n_vocab]);
         let spans = (range.end - range.start).div_ceil(SPAN) as usize;
-        every::for_each(spans, threads, check, |span, check| {
+        threads::for_each(spans, threads, check, |span, check| {
             let start = range.start + span as u64 * SPAN;
             // A span's counts fit in 32 bits, and those of a common vocabulary in the cache.
             let mut counts = vec![0_u32; n_vocab];

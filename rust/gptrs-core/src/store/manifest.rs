@@ -10,6 +10,9 @@ use crate::{Error, Result};
 /// The manifest's file name.
 pub const FILE_NAME: &str = "manifest.json";
 
+/// The tokenizer's file beside it.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
 /// What `format` says in every manifest.
 pub const FORMAT: &str = "gptrs-store";
 

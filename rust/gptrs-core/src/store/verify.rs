@@ -7,16 +7,13 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::documents::{Documents, Ends};
 use super::files::{failed, refused};
-use super::manifest::{FILE_NAME, Manifest, hashes_name};
+use super::manifest::{FILE_NAME, Manifest, TOKENIZER_FILE, hashes_name};
+use super::npy;
 use super::reader::TokenStore;
 use super::region::{Header, Region};
 use super::tokens::{ids_of, out_of_range};
-use super::{every, npy};
-use crate::Result;
 use crate::tokenizer::Check;
-
-/// The tokenizer's file beside the manifest.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
+use crate::{Result, threads};
 
 /// How many bytes to read between two calls of a check.
 const PORTION_BYTES: usize = 1 << 22;
@@ -32,7 +29,7 @@ impl TokenStore {
         match &self.documents {
             Documents::Ends(ends) => {
                 self.verify_manifest()?;
-                every::for_each(ends.shards().len(), threads, check, |shard, check| {
+                threads::for_each(ends.shards().len(), threads, check, |shard, check| {
                     self.verify_shard(shard, ends, tokens_done, check)
                 })
             }

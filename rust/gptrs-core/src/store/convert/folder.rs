@@ -13,7 +13,6 @@ use crate::store::files::{failed, remove_file, sync_folder, write_whole};
 use crate::store::manifest::{self, Dtype, Manifest};
 use crate::store::reader::TokenStore;
 use crate::store::tokens::Ids;
-use crate::store::verify::TOKENIZER_FILE;
 use crate::store::writer::{LEDGER, Layout, Mark, StoreWriter};
 use crate::tokenizer::Check;
 
@@ -70,7 +69,7 @@ impl Sink for Folder {
         let shards = self.writer.take().map_or(Ok(vec![]), StoreWriter::finish)?;
         remove_file(&dir.join(LEDGER))?;
         if let Some(json) = &self.tokenizer_json {
-            write_whole(&dir.join(TOKENIZER_FILE), json)?;
+            write_whole(&dir.join(manifest::TOKENIZER_FILE), json)?;
         }
         let manifest = &mut self.manifest;
         manifest.num_tokens = shards.iter().map(|shard| shard.num_tokens).sum();
