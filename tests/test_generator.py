@@ -1,4 +1,6 @@
-"""`Generator`: prompts of any length, samples, seeds and streams."""
+"""`Generator`: models, tokenizers, prompts of any length, samples, seeds and threads."""
+
+import threading
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 
 import gptrs
 from gptrs import Generator, GPTModel, generate_text_simple
-from gptrs.errors import ConfigError, GenerationError, TokenIdError
+from gptrs.errors import CheckpointError, ConfigError
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 CONTEXT = 16
@@ -39,6 +41,12 @@ PROMPTS = [
     "a",
     "one two three four five six seven eight " * 3,
 ]
+
+
+def eot_logits(ids):
+    logits = torch.zeros(*ids.shape, TOKENIZER.n_vocab)
+    logits[..., TOKENIZER.eot_token] = 1e6
+    return logits
 
 
 def test_prompts_of_different_lengths_give_what_each_gives_alone(model, gen):
@@ -101,35 +109,6 @@ def test_the_end_of_text_stops_a_sequence_and_is_not_part_of_it(model):
     assert always("Hello", 10, eos_id=None)[0].token_ids == [TOKENIZER.eot_token] * 10
 
 
-def eot_logits(ids):
-    logits = torch.zeros(*ids.shape, TOKENIZER.n_vocab)
-    logits[..., TOKENIZER.eot_token] = 1e6
-    return logits
-
-
-def test_a_stream_gives_the_text_of_the_call(gen):
-    [whole] = gen("Hello", 30, seed=7)
-    pieces = list(gen.stream("Hello", 30, seed=7))
-    assert "".join(pieces) == whole.text
-    assert len(pieces) > 15
-
-
-def test_a_stream_of_many_tells_which_prompt_a_piece_belongs_to(gen):
-    whole = gen(PROMPTS, 12, seed=9)
-    texts = [""] * len(PROMPTS)
-    for index, piece in gen.stream(PROMPTS, 12, seed=9):
-        texts[index] += piece
-    assert texts == [completion.text for completion in whole]
-
-
-def test_a_stream_can_be_closed_and_the_generator_goes_on(gen):
-    stream = gen.stream("Hello", 1000, seed=1)
-    next(stream)
-    stream.close()
-    assert list(stream) == []
-    assert gen("Hello", 3, temperature=0)
-
-
 def test_dropout_is_off_and_the_mode_comes_back(model, gen):
     expected = gen("Hello", 6, temperature=0, seed=0)
     model.train()
@@ -162,35 +141,97 @@ def test_a_tokenizer_with_encode_and_decode_is_enough():
     gen = Generator(next_letter, Letters(), context_length=4)
     assert gen("xy", 5, temperature=0)[0].text == "zabcd"
     assert "".join(gen.stream("xy", 5, temperature=0)) == "zabcd"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"prompts": ""}, GenerationError, "prompt 0 has no tokens"),
-        ({"prompts": ["Hi", []]}, GenerationError, "prompt 1 has no tokens"),
-        ({"prompts": [[0, 50257]]}, TokenIdError, r"id 50257 at \[0, 1\] is outside 0..50256"),
-        ({"prompts": [[0.5]]}, GenerationError, "found \\[0.5\\]"),
-        ({"top_p": 0}, ConfigError, "top_p"),
-        ({"num_samples": 0}, ConfigError, "num_samples is at least 1, found 0"),
-        ({"seed": [1, 2]}, ConfigError, "2 seeds for 1 prompts"),
-        ({"seed": -1}, ConfigError, "found -1"),
-    ],
-)
-def test_bad_input_says_what_was_asked_and_what_was_found(gen, arguments, error, message):
-    arguments = {"prompts": "Hello", "max_new_tokens": 3, **arguments}
-    with pytest.raises(error, match=message):
-        gen(**arguments)
-    if "num_samples" not in arguments:
-        with pytest.raises(error, match=message):
-            gen.stream(**arguments)
+    with pytest.raises(ConfigError):
+        gen("xy", 5, stop="c")  # Its tokens' bytes are not known.
 
 
 def test_no_prompts_are_no_completions(gen):
     assert gen([], 5) == []
+    assert gen([], 5, num_beams=2) == []
     assert list(gen.stream([], 5)) == []
 
 
-def test_a_callable_must_say_how_much_it_sees():
-    with pytest.raises(ConfigError, match="context_length is needed for a function"):
-        Generator(eot_logits)
+def test_a_transformers_model_is_continued_with_its_own_context():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50257, n_positions=12, n_embd=16, n_layer=1, n_head=2)
+    theirs = GPT2LMHeadModel(config).eval()
+    gen = Generator(theirs)
+    assert gen.context_length == 12
+    ids = torch.tensor([[5, 6, 7]])
+    expected = theirs.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, 3:]
+    [completion] = gen(ids[0], 6, temperature=0, eos_id=None)
+    assert completion.token_ids == expected.tolist()
+    assert "transformers" in completion.engine
+
+
+def test_a_checkpoints_folder_brings_its_tokenizer(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. " * 20)
+    letters = gptrs.train_tokenizer(text, None, kind="char")
+    torch.manual_seed(4)
+    config = {"vocab_size": letters.n_vocab, "context_length": 8, "emb_dim": 8, "n_heads": 2,
+              "n_layers": 1, "drop_rate": 0.0, "qkv_bias": False}  # fmt: skip
+    own = GPTModel(config).eval()
+    gptrs.save_checkpoint(own, tmp_path / "model", tokenizer=letters)
+    expected = Generator(own, letters)("the cat", 10, seed=1)
+    assert Generator(tmp_path / "model")("the cat", 10, seed=1) == expected
+    assert Generator(str(tmp_path / "model"))("the cat", 10, seed=1) == expected
+    with pytest.raises(CheckpointError):
+        Generator(tmp_path)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdef " * 9)
+    letters = gptrs.train_tokenizer(text, None, kind="char")
+    torch.manual_seed(4)
+    padded = GPTModel({"vocab_size": 64, "context_length": 8, "emb_dim": 8, "n_heads": 1,
+                       "n_layers": 1, "drop_rate": 0.0, "qkv_bias": False}).eval()  # fmt: skip
+    completions = Generator(padded, letters)("ab", 30, num_samples=20, eos_id=None)
+    ids = {token for completion in completions for token in completion.token_ids}
+    assert max(ids) == letters.n_vocab - 1
+    # A bias of the caller's own is not forgotten.
+    [biased] = Generator(padded, letters)("ab", 9, logit_bias={0: 1e4}, eos_id=None)
+    assert biased.token_ids == [0] * 9
+
+
+def test_more_sequences_than_places_take_turns(model, gen):
+    few = Generator(model, max_batch=3)
+    assert few(PROMPTS, 9, num_samples=3, seed=1) == gen(PROMPTS, 9, num_samples=3, seed=1)
+
+
+def test_another_thread_may_cancel_a_call(gen):
+    timer = threading.Timer(0.2, gen.cancel)
+    timer.start()
+    completions = gen(PROMPTS, 1_000_000, num_samples=20, seed=1, eos_id=None)
+    timer.join()
+    assert {completion.finish_reason for completion in completions} == {"cancelled"}
+    assert len(completions) == 80
+    [first] = gen(PROMPTS[0], 5, seed=1, eos_id=None)
+    assert completions[0].token_ids[:5] == first.token_ids
+
+
+def test_threads_may_share_a_generator(model, gen):
+    expected = [gen(prompt, 12, seed=1) for prompt in PROMPTS]
+    model.train()
+    results = {}
+
+    def work(number):
+        results[number] = gen(PROMPTS[number % 4], 12, seed=1)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert model.training
+    finally:
+        model.eval()
+    assert [results[number] for number in range(8)] == expected * 2
+
+
+def test_a_progress_bar_counts_sequences(gen, capsys):
+    assert gen(PROMPTS, 9, seed=1, progress=True) == gen(PROMPTS, 9, seed=1)

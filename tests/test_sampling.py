@@ -1,51 +1,22 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gptrs import Sampler, SamplingConfig
-from gptrs.errors import ConfigError, GenerationError
-
-
-def oracle_probabilities(logits, temperature, top_k, top_p):
-    """transformers' own processors, in its order."""
-    scores = torch.tensor(logits)[None]
-    scores = TemperatureLogitsWarper(temperature)(None, scores)
-    if top_k is not None:
-        scores = TopKLogitsWarper(top_k)(None, scores)
-    if top_p is not None:
-        scores = TopPLogitsWarper(top_p)(None, scores)
-    return torch.softmax(scores.double(), dim=-1)[0].numpy()
+from gptrs.errors import ConfigError, GenerationError, TokenIdError
 
 
 def draw_many(logits, num_draws, **settings):
     """One draw for each position."""
     sampler = Sampler(SamplingConfig(**settings))
-    rows = np.tile(np.asarray(logits, dtype=np.float32), (num_draws, 1))
+    rows = np.broadcast_to(np.asarray(logits, dtype=np.float32), (num_draws, len(logits)))
     return sampler(rows, sequences=[0] * num_draws, positions=range(num_draws))
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, None, None), (0.7, 8, None), (1.5, None, 0.8), (0.9, 12, 0.7), (2.0, 500, 1.0)],
-)
-@pytest.mark.parametrize("seed", range(4))
-def test_draws_follow_transformers_distribution(seed, temperature, top_k, top_p):
-    logits = np.random.default_rng(seed).normal(size=40).astype(np.float32) * 2
-    expected = oracle_probabilities(logits, temperature, top_k, top_p)
-    num_draws = 20_000
-    drawn = draw_many(
-        logits, num_draws, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    counts = np.bincount(drawn, minlength=len(logits))
-    assert not counts[expected == 0].any()
-    likely = expected * num_draws >= 5
-    chi_squared = (counts - expected * num_draws)[likely] ** 2 / (expected * num_draws)[likely]
-    # Mean `freedom`, deviation sqrt(2 * freedom): six deviations do not happen by chance.
-    freedom = likely.sum() - 1
-    assert chi_squared.sum() < freedom + 6 * np.sqrt(2 * freedom) + 6
 
 
 def numpy_uniform(seed, sequence, position):
@@ -68,10 +39,37 @@ def test_the_uniform_behind_a_draw_is_numpys_philox(seed, sequence, position):
     assert drawn == int(numpy_uniform(seed, sequence, position) * size)
 
 
-def test_every_token_can_be_drawn():
-    size = 500
-    drawn = draw_many(np.zeros(size), 20 * size, seed=3)
-    assert len(set(drawn.tolist())) == size
+def numpy_uniforms(seed, num_positions):
+    """Those of positions 0, 1, ... of sequence 0: the first word of each of Philox's blocks."""
+    words = np.random.Philox(key=seed, counter=2**256 - 1).random_raw(4 * num_positions)
+    return (words[::4] >> 11) / 2**53
+
+
+def test_every_token_of_gpt2s_vocabulary_is_drawn_where_its_turn_comes():
+    size, seed = 50_257, 3
+    # Of a million positions, one for each token: where the uniform falls into its share.
+    turns = (numpy_uniforms(seed, 1_000_000) * size).astype(np.int64)
+    tokens, positions = np.unique(turns, return_index=True)
+    assert len(tokens) == size
+    rows = np.broadcast_to(np.zeros(size, dtype=np.float32), (size, size))
+    drawn = Sampler(SamplingConfig(seed=seed))(rows, sequences=[0] * size, positions=positions)
+    assert drawn.tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_draw_is_where_the_uniform_falls_in_the_sum_of_probabilities(seed):
+    # float64 sums over a vocabulary whose least probable tokens have less than 1e-12.
+    logits = np.random.default_rng(seed).normal(size=50_257).astype(np.float32) * 3
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    bounds = np.cumsum(weights / weights.sum())
+    num_draws = 3_000
+    uniforms = numpy_uniforms(seed, num_draws)
+    drawn = draw_many(logits, num_draws, seed=seed)
+    # A float32 exponential may move a bound by a little, over one of so many uniforms.
+    lowest = np.searchsorted(bounds, uniforms - 1e-7, side="right")
+    highest = np.searchsorted(bounds, uniforms + 1e-7, side="right")
+    assert ((lowest <= drawn) & (drawn <= highest)).all()
+    assert (lowest == highest).mean() > 0.95
 
 
 @given(data=st.data(), size=st.integers(1, 60))
@@ -82,12 +80,52 @@ def test_greedy_is_argmax_and_the_lowest_id_on_a_tie(data, size):
     assert drawn == np.argmax(row)
 
 
-def test_a_row_draws_the_same_alone_and_in_any_batch():
-    logits = np.random.default_rng(0).normal(size=(7, 300))
-    config = SamplingConfig(seed=11, top_k=100)
-    together = Sampler(config)(logits)
-    alone = [Sampler(config)(logits[i : i + 1], sequences=[i])[0] for i in range(7)]
-    assert together.tolist() == alone
+MANY_CONFIGS = [
+    {},
+    {"temperature": 0.7, "top_k": 40},
+    {"top_p": 0.9},
+    {"min_p": 0.05},
+    {"typical_p": 0.8},
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.2, "top_k": 100, "top_p": 0.95},
+    {"no_repeat_ngram_size": 2, "temperature": 0.0},
+]
+
+
+@pytest.mark.parametrize("settings", MANY_CONFIGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_draws_the_same_alone_in_any_batch_and_on_any_number_of_threads(seed, settings):
+    rng = np.random.default_rng(seed)
+    # Wide enough that four threads share it.
+    logits = (rng.normal(size=(24, 50_257)) * 3).astype(np.float32)
+    history = rng.integers(50_257, size=(24, 9)).tolist()
+    config = SamplingConfig(seed=seed, **settings)
+    together = Sampler(config, threads=1)(logits, history=history).tolist()
+    assert Sampler(config, threads=4)(logits, history=history).tolist() == together
+    for rows in ([7], [3, 23, 0], rng.permutation(24)[:10].tolist()):
+        some = Sampler(config)(logits[rows], sequences=rows, history=[history[row] for row in rows])
+        assert some.tolist() == [together[row] for row in rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("settings", MANY_CONFIGS)
+def test_tensors_arrays_and_every_dtype_draw_the_same(settings, dtype):
+    logits = (torch.randn(20, 300, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+    config = SamplingConfig(seed=5, **settings)
+    drawn = Sampler(config)(logits)
+    assert torch.is_tensor(drawn)
+    assert drawn.dtype == torch.int64
+    as_float32 = Sampler(config)(logits.float().numpy())
+    assert isinstance(as_float32, np.ndarray)
+    assert as_float32.tolist() == drawn.tolist()
+    if dtype == torch.float16:
+        assert Sampler(config)(logits.numpy()).tolist() == drawn.tolist()
+
+
+def test_no_rows_give_no_tokens():
+    sampler = Sampler(SamplingConfig(top_p=0.5))
+    assert sampler(np.empty((0, 9), dtype=np.float32)).tolist() == []
+    assert sampler(torch.empty(0, 9)).shape == (0,)
+    assert sampler.probabilities(torch.empty(0, 9)).shape == (0, 9)
 
 
 def test_each_call_is_the_next_position():
@@ -120,6 +158,108 @@ def test_no_seed_takes_fresh_entropy_and_keeps_it():
     assert Sampler(SamplingConfig(seed=one.seed))(logits) == one(logits)
 
 
+def test_each_row_may_have_its_own_settings_and_seed():
+    logits = np.random.default_rng(3).normal(size=(4, 200)).astype(np.float32)
+    configs = [
+        SamplingConfig(seed=1),
+        SamplingConfig(seed=2, top_k=3),
+        SamplingConfig(temperature=0),
+        SamplingConfig(seed=4, logit_bias={17: 1e9}),
+    ]
+    sampler = Sampler(configs)
+    together = sampler(logits)
+    for row, config in enumerate(configs):
+        one = Sampler(config)(logits[row : row + 1], sequences=[row])
+        assert together[row] == one[0]
+    assert together[2:].tolist() == [logits[2].argmax(), 17]
+    assert [sampler.seed[0], sampler.seed[1], sampler.seed[3]] == [1, 2, 4]
+    with pytest.raises(GenerationError, match="config has 4 entries, expected one a row: 2"):
+        sampler(logits[:2])
+
+
+def test_without_a_history_a_sampler_remembers_what_it_drew_for_each_sequence():
+    logits = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    config = SamplingConfig(seed=9, frequency_penalty=1.5, no_repeat_ngram_size=2)
+    remembering, told = Sampler(config), Sampler(config)
+    outputs = [[], [], []]
+    for step in range(20):
+        rows = [0, 1, 2] if step % 3 else [2, 0]  # Sequence 1 sits out now and then.
+        drawn = remembering(logits[rows], sequences=rows).tolist()
+        history = [outputs[row] for row in rows]
+        assert told(logits[rows], sequences=rows, history=history).tolist() == drawn
+        for row, token in zip(rows, drawn, strict=True):
+            outputs[row].append(token)
+
+
+def test_penalties_look_at_what_they_say():
+    def probabilities(prompt, output, **settings):
+        sampler = Sampler(SamplingConfig(**settings))
+        return sampler.probabilities(torch.ones(1, 4), history=[(prompt, output)])[0]
+
+    def equals(found, logits):
+        return torch.allclose(found, torch.softmax(torch.tensor(logits), 0))
+
+    assert equals(probabilities([0], [1], repetition_penalty=2), [0.5, 0.5, 1, 1])
+    assert equals(probabilities([0], [1, 1], frequency_penalty=0.5), [1, 0.0, 1, 1])
+    assert equals(probabilities([0, 1], [1, 1], presence_penalty=0.5), [1, 0.5, 1, 1])
+    assert probabilities([0, 1, 2], [0], no_repeat_ngram_size=2)[1] == 0
+    assert probabilities([3], [], bad_words_ids=[[3, 2], [1]]).tolist() == [0.5, 0, 0, 0.5]
+    assert probabilities([3, 3], [3], min_new_tokens=2, eos_token_id=0)[0] == 0
+    assert probabilities([3, 3], [3, 3], min_new_tokens=2, eos_token_id=0)[0] == 0.25
+
+
+def test_a_history_is_an_output_or_a_prompt_and_an_output_of_any_kind():
+    logits = np.random.default_rng(0).normal(size=(1, 9)).astype(np.float32)
+    sampler = Sampler(SamplingConfig(frequency_penalty=1, repetition_penalty=1.5))
+    output = sampler.probabilities(logits, history=[[4, 5]]).tolist()
+    for same in ((4, 5), np.array([4, 5]), torch.tensor([4, 5]), ([], [4, 5]), ((), (4, 5))):
+        assert sampler.probabilities(logits, history=[same]).tolist() == output
+    assert sampler.probabilities(logits, history=torch.tensor([[4, 5]])).tolist() == output
+    assert sampler.probabilities(logits, history=[([4], np.array([5]))]).tolist() != output
+
+
+def test_looking_at_probabilities_changes_no_draw():
+    logits = np.random.default_rng(0).normal(size=(2, 30)).astype(np.float32)
+    config = SamplingConfig(seed=1, presence_penalty=2)
+    looking, blind = Sampler(config), Sampler(config)
+    for _ in range(5):
+        looking.probabilities(logits)
+        assert looking(logits).tolist() == blind(logits).tolist()
+
+
+def test_a_call_that_fails_is_no_position():
+    logits = np.zeros((1, 1000), dtype=np.float32)
+    sampler, other = Sampler(SamplingConfig(seed=1)), Sampler(SamplingConfig(seed=1))
+    with pytest.raises(GenerationError):
+        sampler(logits * np.nan)
+    assert sampler(logits) == other(logits)
+
+
+def test_threads_may_share_a_sampler():
+    logits = np.random.default_rng(0).normal(size=(8, 5000)).astype(np.float32)
+    sampler = Sampler(SamplingConfig(seed=1, repetition_penalty=1.1))
+    expected = Sampler(SamplingConfig(seed=1, repetition_penalty=1.1))
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: tuple(sampler(logits).tolist()), range(40)))
+    # Calls take turns, so that the positions 0 to 39 come once each.
+    assert sorted(drawn) == sorted(tuple(expected(logits).tolist()) for _ in range(40))
+
+
+def test_configs_are_equal_hashable_and_pickled_by_value():
+    config = SamplingConfig(logit_bias={3: 1.5}, bad_words_ids=[[1, 2]], eos_token_id=[7], top_k=4)
+    same = SamplingConfig(logit_bias={3: 1.5}, bad_words_ids=((1, 2),), eos_token_id=(7,), top_k=4)
+    assert config == same == pickle.loads(pickle.dumps(config))
+    assert hash(config) == hash(same)
+    assert replace(config, top_k=5).top_k == 5
+
+
+def test_a_config_keeps_its_own_copy_of_what_it_was_given():
+    biases = {3: 1.5}
+    config = SamplingConfig(logit_bias=biases)
+    biases[3] = -np.inf
+    assert config.logit_bias == {3: 1.5}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -131,6 +271,28 @@ def test_no_seed_takes_fresh_entropy_and_keeps_it():
         ({"top_k": 2.5}, "top_k is a number without a fraction, found 2.5"),
         ({"top_p": 0.0}, "top_p .* found 0"),
         ({"top_p": 1.2}, "top_p .* found 1.2"),
+        ({"top_p": None, "temperature": None}, "temperature is a number, found None"),
+        ({"min_p": -0.1}, "min_p is at least 0 and at most 1.* found -0.1"),
+        ({"typical_p": 0}, "typical_p is above 0 and at most 1.* found 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty is above 0.* found 0"),
+        ({"repetition_penalty": -1.2}, "repetition_penalty is above 0.* found -1.2"),
+        ({"frequency_penalty": np.inf}, "frequency_penalty is finite.* found inf"),
+        ({"presence_penalty": np.nan}, "presence_penalty is finite.* found NaN"),
+        ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size is at least 1.* found 0"),
+        ({"no_repeat_ngram_size": True}, "no_repeat_ngram_size is a number .* found True"),
+        ({"min_new_tokens": -1}, "min_new_tokens is at least 0, found -1"),
+        ({"min_new_tokens": None}, "min_new_tokens is a number without a fraction, found None"),
+        ({"logit_bias": [(1, 2.0)]}, "logit_bias is a dict"),
+        ({"logit_bias": {"7": 1.0}}, "logit_bias has token ids, found '7'"),
+        ({"logit_bias": {7: "high"}}, "a logit_bias is a number, found 'high'"),
+        ({"logit_bias": {7: np.nan}}, r"logit_bias\[7\] is a finite number.* found NaN"),
+        ({"logit_bias": {-7: 1.0}}, "logit_bias has token ids, found -7"),
+        ({"bad_words_ids": 5}, "bad_words_ids is a list of lists of token ids, found 5"),
+        ({"bad_words_ids": [5]}, "bad_words_ids is a sequence of token ids, found 5"),
+        ({"bad_words_ids": [[1], []]}, "bad_words_ids is at least one id; found none at 1"),
+        ({"bad_words_ids": ["no"]}, "bad_words_ids is a sequence of token ids, found 'no'"),
+        ({"eos_token_id": "end"}, "eos_token_id is a sequence of token ids, found 'end'"),
+        ({"eos_token_id": -2}, "eos_token_id has token ids, found -2"),
         ({"seed": -1}, "a seed .* found -1"),
         ({"seed": 2**64}, "a seed"),
     ],
@@ -154,6 +316,82 @@ def test_rows_that_nothing_can_be_drawn_from_are_refused(row, message):
             Sampler(SamplingConfig(temperature=temperature))([row])
 
 
-def test_logits_of_the_wrong_shape_are_refused():
-    with pytest.raises(GenerationError, match=r"shape \[3\], expected \[B, V\]"):
-        Sampler()([1.0, 2.0, 3.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_row_that_nothing_can_be_drawn_from_is_named(temperature):
+    logits = np.zeros((300, 2000), dtype=np.float32)
+    logits[290] = np.nan
+    logits[217, 9] = np.nan
+    for threads in (1, 4):
+        sampler = Sampler(SamplingConfig(temperature=temperature), threads=threads)
+        with pytest.raises(GenerationError, match="row 217: the logit of token id 9 is NaN"):
+            sampler(logits)
+        with pytest.raises(GenerationError, match="row 217: the logit of token id 9 is NaN"):
+            sampler.probabilities(logits)
+
+
+def test_settings_that_ban_every_token_are_refused():
+    sampler = Sampler(SamplingConfig(bad_words_ids=[[0], [1]]))
+    with pytest.raises(GenerationError, match="row 0: no token can be drawn: the settings"):
+        sampler([[0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        ([1.0, 2.0, 3.0], r"shape \[3\], expected \[B, V\]"),
+        (np.zeros((1, 2, 3)), r"shape \[1, 2, 3\], expected \[B, V\]"),
+        (torch.tensor(1.0), r"shape \[\], expected \[B, V\]"),
+        (np.zeros((1, 2), dtype=complex), "real numbers, found complex128"),
+        ([["a", "b"]], "real numbers, found <U1"),
+        (torch.zeros(1, 2, device="meta"), "meta"),
+        (np.zeros((2, 0), dtype=np.float32), "row 0: no token can be drawn"),
+    ],
+)
+def test_logits_that_are_none_are_refused(logits, message):
+    with pytest.raises(GenerationError, match=message):
+        Sampler()(logits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sequences": [0]}, GenerationError, "sequences has 1 entries, expected one a row: 2"),
+        ({"positions": [0, 1, 2]}, GenerationError, "positions has 3 entries"),
+        ({"positions": [0, -1]}, GenerationError, "positions are ints .* found -1"),
+        ({"sequences": [0, 2**64]}, GenerationError, "sequences are ints"),
+        ({"sequences": [0, 0.5]}, GenerationError, "sequences are ints .* found 0.5"),
+        ({"history": [[]]}, GenerationError, "history has 1 entries, expected one a row: 2"),
+        ({"history": [[1], ["x"]]}, GenerationError, "history has token ids, found 'x'"),
+        ({"history": [[1], 4]}, GenerationError, "history is a sequence of token ids, found 4"),
+        ({"history": [[1], ([0], [1, 3])]}, TokenIdError, r"token id 3 at \[1, 2\] is outside"),
+        ({"history": [[-1], []]}, TokenIdError, r"token id -1 at \[0, 0\] is outside 0..2"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_rows_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Sampler()(np.zeros((2, 3)), **arguments)
+
+
+@pytest.mark.parametrize("settings", [{"logit_bias": {3: 1.0}}, {"bad_words_ids": [[0], [1, 3]]}])
+def test_settings_that_name_a_token_outside_the_vocabulary_are_refused(settings):
+    sampler = Sampler(SamplingConfig(**settings))
+    with pytest.raises(ConfigError, match="names token id 3, but the vocabulary has 3 ids"):
+        sampler(np.zeros((1, 3)))
+    sampler(np.zeros((1, 4)))
+
+
+def test_what_is_no_config_is_refused():
+    for wrong in ("greedy", 3, [SamplingConfig(), None], {"top_k": 3}):
+        with pytest.raises(ConfigError, match="config is a SamplingConfig or a list of them"):
+            Sampler(wrong)
+    with pytest.raises(ConfigError, match="threads is at least 1, found 0"):
+        Sampler(threads=0)
+
+
+def test_log_probabilities_are_asked_for_tokens_of_the_vocabulary():
+    logits = np.zeros((2, 3), dtype=np.float32)
+    assert Sampler().log_probs(logits, [0, 2], top=9).top_ids.tolist() == [[0, 1, 2]] * 2
+    with pytest.raises(TokenIdError, match=r"token id 3 at \[1, 0\] is outside 0..2"):
+        Sampler().log_probs(logits, [0, 3])
+    with pytest.raises(GenerationError, match="ids has 1 entries, expected one a row: 2"):
+        Sampler().log_probs(logits, [0])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gptrs.building import merge_stores as merge_stores
     from gptrs.checkpoint import load_checkpoint as load_checkpoint
     from gptrs.checkpoint import save_checkpoint as save_checkpoint
+    from gptrs.completions import Completion as Completion
+    from gptrs.completions import TokenLogprobs as TokenLogprobs
     from gptrs.config import GPT_CONFIG_124M as GPT_CONFIG_124M
     from gptrs.config import PRESETS as PRESETS
     from gptrs.config import GPTConfig as GPTConfig
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from gptrs.generation import generate_text_simple as generate_text_simple
     from gptrs.generation import text_to_token_ids as text_to_token_ids
     from gptrs.generation import token_ids_to_text as token_ids_to_text
-    from gptrs.generator import Completion as Completion
     from gptrs.generator import Generator as Generator
     from gptrs.kv_cache import KVCache as KVCache
     from gptrs.layers import GELU as GELU
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from gptrs.loader import WindowLoader as WindowLoader
     from gptrs.model import GPTModel as GPTModel
     from gptrs.sampling import Sampler as Sampler
-    from gptrs.sampling import SamplingConfig as SamplingConfig
+    from gptrs.sampling_config import SamplingConfig as SamplingConfig
     from gptrs.store import TokenStore as TokenStore
     from gptrs.store import convert_store as convert_store
     from gptrs.stream_decoder import StreamDecoder as StreamDecoder
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from gptrs.training import generate_and_print_sample as generate_and_print_sample
     from gptrs.training import plot_losses as plot_losses
     from gptrs.training import train_model_simple as train_model_simple
+    from gptrs.transformers_sampling import transformers_sampler as transformers_sampler
     from gptrs.weights import load_weights_into_gpt as load_weights_into_gpt
 
 _EXPORTS = {
@@ -62,12 +64,14 @@ _EXPORTS = {
     "data": ("GPTDatasetV1", "create_dataloader_v1"),
     "errors": ("GptrsError",),
     "generation": ("generate", "generate_text_simple", "text_to_token_ids", "token_ids_to_text"),
-    "generator": ("Completion", "Generator"),
+    "completions": ("Completion", "TokenLogprobs"),
+    "generator": ("Generator",),
     "kv_cache": ("KVCache",),
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
     "loader": ("WindowLoader",),
     "model": ("GPTModel",),
-    "sampling": ("Sampler", "SamplingConfig"),
+    "sampling": ("Sampler",),
+    "sampling_config": ("SamplingConfig",),
     "store": ("TokenStore", "convert_store"),
     "stream_decoder": ("StreamDecoder",),
     "tokenizer": ("Tokenizer", "get_tokenizer"),
@@ -80,6 +84,7 @@ _EXPORTS = {
         "plot_losses",
         "train_model_simple",
     ),
+    "transformers_sampling": ("transformers_sampler",),
     "weights": ("load_weights_into_gpt",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -226,33 +226,129 @@ class StoreWindows:
     ) -> None: ...
 
 @final
+class SamplingConfig:
+    def __new__(
+        cls,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        no_repeat_ngram_size: int | None = None,
+        logit_bias: Sequence[tuple[int, float]] = ...,
+        bad_words: Sequence[Sequence[int]] = ...,
+        min_new_tokens: int = 0,
+        end_ids: Sequence[int] = ...,
+    ) -> SamplingConfig: ...
+
+@final
 class Sampler:
     def __new__(
-        cls, *, temperature: float, top_k: int | None = None, top_p: float | None = None
+        cls,
+        configs: Sequence[SamplingConfig],
+        seeds: Sequence[int],
+        *,
+        threads: int | None = None,
     ) -> Sampler: ...
     def sample(
         self,
-        logits: NDArray[np.float32],
-        seeds: NDArray[np.uint64],
-        sequences: NDArray[np.uint64],
-        positions: NDArray[np.uint64],
+        logits: Any,
+        *,
+        sequences: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        history: Sequence[tuple[Sequence[int], Sequence[int]]]
+        | tuple[Any, Sequence[int], int]
+        | None = None,
     ) -> NDArray[np.int64]: ...
+    def probabilities(
+        self,
+        logits: Any,
+        *,
+        sequences: Sequence[int] | None = None,
+        history: Sequence[tuple[Sequence[int], Sequence[int]]]
+        | tuple[Any, Sequence[int], int]
+        | None = None,
+    ) -> NDArray[np.float32]: ...
+    def log_probs(
+        self, logits: Any, ids: Sequence[int], *, top: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]: ...
+
+_Finish = Literal["stop", "length", "context", "cancelled"]
+_LogProbs = tuple[float, list[tuple[int, float]]]
+
+@final
+class TokenBytes:
+    def __new__(cls, tokens: Sequence[bytes]) -> TokenBytes: ...
+    @staticmethod
+    def of_tokenizer(tokenizer: Tokenizer) -> TokenBytes: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> bytes: ...
+
+@final
+class Grammar:
+    @staticmethod
+    def regex(pattern: str, tokens: TokenBytes) -> Grammar: ...
+    @staticmethod
+    def choices(choices: Sequence[str], tokens: TokenBytes) -> Grammar: ...
+    def check_budget(self, max_new_tokens: int) -> None: ...
+    def start(self) -> Matcher: ...
+
+@final
+class Matcher:
+    def allowed(self, tokens_left: int) -> tuple[NDArray[np.bool_], bool]: ...
+    def push(self, token: int) -> None: ...
+
+@final
+class StopStrings:
+    def __new__(cls, stops: Sequence[str], tokens: TokenBytes) -> StopStrings: ...
 
 @final
 class Generation:
     def __new__(
-        cls,
-        engine: Any,
-        prompts: Sequence[Sequence[int]],
+        cls, engine: Any, *, prefill_tokens: int = 2048, queue: int | None = None
+    ) -> Generation: ...
+    def submit(
+        self,
+        prompt: Sequence[int],
         *,
         max_new_tokens: int,
         window: int,
-        eos_id: int | None,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        seeds: Sequence[int],
-        sequences: Sequence[int],
-    ) -> Generation: ...
-    def run(self) -> list[tuple[list[int], Literal["stop", "length"]]]: ...
-    def step(self) -> list[tuple[int, int | None, Literal["stop", "length"] | None]]: ...
+        sampling: SamplingConfig,
+        overflow: str = "slide",
+        stop_ids: Sequence[int] = ...,
+        stop_strings: StopStrings | None = None,
+        grammar: Grammar | None = None,
+        logprobs: int | None = None,
+        seed: int = 0,
+        sequence: int = 0,
+        row: int = 0,
+    ) -> int: ...
+    def cancel(self, request: int | None = None) -> None: ...
+    @property
+    def num_waiting(self) -> int: ...
+    def run(self) -> list[tuple[list[int], list[_LogProbs], bytes | None, _Finish]]: ...
+    def step(
+        self,
+    ) -> (
+        list[tuple[int, int | None, _LogProbs | None, bytes | None, _Finish | None, int | None]]
+        | None
+    ): ...
+    def failed(self) -> list[int]: ...
+
+def beam_search(
+    engine: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_beams: int,
+    num_return: int,
+    max_new_tokens: int,
+    window: int,
+    length_penalty: float,
+    early_stopping: bool | Literal["never"],
+    stop_ids: Sequence[int],
+    prefill_tokens: int = 2048,
+) -> list[list[tuple[list[int], float, _Finish]]]: ...

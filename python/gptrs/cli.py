@@ -25,7 +25,6 @@ import click
 from gptrs.build_commands import build, merge
 from gptrs.config import PRESETS, GPTConfig
 from gptrs.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     GptrsError,
@@ -33,9 +32,10 @@ from gptrs.errors import (
     TokenIdError,
     TokenizerError,
 )
+from gptrs.generate_commands import generate
 from gptrs.store_commands import convert, inspect, verify
 from gptrs.token_commands import tokenize, tokenizer_option, train_tokenizer
-from gptrs.training_config import SMALL_GPT, DeviceName, TrainingConfig
+from gptrs.training_config import SMALL_GPT, TrainingConfig
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 # What the caller can mend by asking for something else; any other error is a failure on the way.
@@ -216,39 +216,7 @@ def train(
     return 0
 
 
-@gptrs.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path),
-              help="The folder of a run or a checkpoint, such as runs/demo-001.")  # fmt: skip
-@click.option("--prompt", required=True, help="The text to continue.")
-@click.option("--max-new-tokens", default=100, show_default=True, help="Most tokens to write.")
-@click.option("--temperature", default=0.8, show_default=True,
-              help="0 takes the likeliest token; higher is more varied.")  # fmt: skip
-@click.option("--top-k", type=int, help="Draw from the k likeliest tokens only.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens that have this share.")
-@click.option("--seed", type=int, help="The same seed writes the same text.")
-@click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto",
-              show_default=True, help="Where to compute.")  # fmt: skip
-def generate(model: Path, prompt: str, max_new_tokens: int, device: str, **sampling: Any) -> None:
-    """Continue a prompt, printing the text as it is written."""
-    if not prompt:
-        raise click.UsageError("--prompt is empty: there is nothing to go on from")
-
-    from gptrs.checkpoint import load_checkpoint
-    from gptrs.devices import choose_device
-    from gptrs.generator import Generator
-    from gptrs.report import print_stream
-
-    target = choose_device(device)
-    try:
-        gpt, tokenizer = load_checkpoint(model, device=target)
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from error
-    if tokenizer is None:
-        raise click.ClickException(f"{model}: was saved without a tokenizer, so it takes no text")
-    pieces = Generator(gpt, tokenizer).stream(prompt, max_new_tokens, **sampling)
-    print_stream(pieces, prompt)
-
-
+gptrs.add_command(generate)
 gptrs.add_command(train_tokenizer)
 gptrs.add_command(tokenize)
 gptrs.add_command(build)

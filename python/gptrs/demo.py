@@ -16,9 +16,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from gptrs.checkpoint import load_checkpoint
-from gptrs.generator import Generator, StreamOptions
+from gptrs.generator import Generator
 from gptrs.model import GPTModel
 from gptrs.report import print_stream, train_in_new_run
+from gptrs.requests import Options
 from gptrs.text import help_topics
 from gptrs.tokenizer import get_tokenizer
 from gptrs.trainer import Evaluation, TrainingResult
@@ -26,7 +27,7 @@ from gptrs.training_config import SMALL_GPT, TrainingConfig
 
 PROMPT = "If the object"
 SAMPLE_TOKENS, STREAMED_TOKENS = 40, 120
-SAMPLING = StreamOptions(temperature=1.0, top_p=0.8, seed=1)
+SAMPLING = Options(temperature=1.0, top_p=0.8, seed=1)
 SAMPLED_SHARES = (0.0, 0.2, 0.5, 1.0)
 """A sample is written at the first evaluation after each of these shares of the run."""
 

@@ -49,6 +49,10 @@ class GenerationError(GptrsError, ValueError):
     """A prompt or a model's logits that the sampling loop cannot go on with."""
 
 
+class QueueFullError(GenerationError):
+    """More requests wait than the generator's queue holds; try again later."""
+
+
 class MissingExtraError(GptrsError, ImportError):
     """An optional dependency is not installed; the message has the pip line."""
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrs import _core
 from gptrs.engines import Choose, Model, make_engine
 from gptrs.errors import ConfigError, GenerationError
-from gptrs.sampling import SamplingConfig
+from gptrs.sampling_config import SamplingConfig
 from gptrs.tokenizer import END_OF_TEXT
 
 
@@ -75,27 +75,44 @@ def generate(
     """
     if idx.ndim != 2:
         raise GenerationError(f"idx has shape {list(idx.shape)}, expected [batch, tokens]")
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens is at least 0, found {max_new_tokens}")
     SamplingConfig(temperature=temperature, top_k=top_k)
     choose = _torch_draw(temperature, top_k) if temperature > 0 else None
-    # Greedy for Rust: either there is no draw, or torch has made it.
-    config = SamplingConfig(temperature=0.0)
-    run = start_loop(
-        model,
-        idx.tolist(),
-        config,
-        seeds=[0] * len(idx),
-        max_new_tokens=max_new_tokens,
-        context_size=context_size,
-        eos_id=eos_id,
-        device=idx.device,
+    # No row outgrows this, so no larger cache is needed; the window is `context_size` all the same.
+    longest = max(1, idx.shape[1] + max_new_tokens)
+    engine = make_engine(
+        _on(model, idx.device),
+        slots=max(1, len(idx)),
+        context_size=min(context_size, longest),
         choose=choose,
     )
-    rows = [tokens for tokens, _ in run.run()]
+    loop = _core.Generation(engine)
+    # Greedy for Rust: either there is no draw, or torch has made it.
+    greedy = SamplingConfig(temperature=0.0).to_core()
+    stop_ids = [] if eos_id is None else [eos_id]
+    for row, prompt in enumerate(idx.tolist()):
+        loop.submit(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            window=context_size,
+            sampling=greedy,
+            stop_ids=stop_ids,
+            row=row,
+        )
+    rows = [tokens for tokens, *_ in loop.run()]
     longest = max(map(len, rows), default=0)
     # Rows differ in length only where eos_id ended one.
     filled = [row + [eos_id or 0] * (longest - len(row)) for row in rows]
     new = torch.tensor(filled, dtype=idx.dtype, device=idx.device).view(len(idx), longest)
     return torch.cat((idx, new), dim=1)
+
+
+def _on(model: Model, device: torch.device) -> Model:
+    """`model`, called with ids where the caller's are; a module's are where its weights are."""
+    if device.type == "cpu" or isinstance(model, nn.Module):
+        return model
+    return lambda ids: model(ids.to(device))
 
 
 def _torch_draw(temperature: float, top_k: int | None) -> Choose:
@@ -111,36 +128,3 @@ def _torch_draw(temperature: float, top_k: int | None) -> Choose:
         return torch.multinomial(probs_NV, num_samples=1)
 
     return choose
-
-
-def start_loop(
-    model: Model,
-    sequences: list[list[int]],
-    config: SamplingConfig,
-    *,
-    seeds: list[int],
-    max_new_tokens: int,
-    context_size: int,
-    eos_id: int | None,
-    device: torch.device,
-    choose: Choose | None = None,
-) -> _core.Generation:
-    """The Rust loop over `model`, checked and ready to run; sequence i draws as number i.
-
-    Raises:
-        ConfigError, GenerationError, TokenIdError: see `generate`.
-    """
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens is at least 0, found {max_new_tokens}")
-    return _core.Generation(
-        make_engine(model, len(sequences), context_size, device, choose),
-        sequences,
-        max_new_tokens=max_new_tokens,
-        window=context_size,
-        eos_id=eos_id,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seeds=seeds,
-        sequences=list(range(len(sequences))),
-    )

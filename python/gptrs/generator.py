@@ -1,54 +1,49 @@
-"""`Generator`: completions of prompts of any length, at once or as a stream.
+"""`Generator`: completions of prompts of any length: at once, as a stream, from many threads.
 
-    prompts ─► ids ─► Rust sampling loop ◄─► engine (PyTorch) ; ids ─► text
+    prompts ─► requests ─► Rust sampling loop ◄─► engine (PyTorch) ; ids ─► text
 
 A call is one call into Rust for all new tokens; a stream is the same loop, a step a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal, TypedDict, Unpack, overload
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 import torch
-from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from gptrs import _core
-from gptrs.engines import Model
-from gptrs.errors import ConfigError, GenerationError
-from gptrs.generation import start_loop
-from gptrs.model import GPTModel
-from gptrs.sampling import SamplingConfig, check_seed, fresh_seed
-from gptrs.stream_decoder import StreamDecoder
-from gptrs.tokenizer import END_OF_TEXT, end_of_text_id, get_tokenizer
+from gptrs.checkpoint import load_checkpoint
+from gptrs.completions import Completion, CompletionBuilder, to_completion
+from gptrs.errors import ConfigError
+from gptrs.model_facts import context_length_of, vocab_size_of
+from gptrs.prompts import has_many
+from gptrs.requests import (
+    CALL_OPTION_NAMES,
+    OPTION_NAMES,
+    CallOptions,
+    Options,
+    Request,
+    RequestMaker,
+    check_names,
+    count,
+)
+from gptrs.runs import ActiveRuns, Backend, Run
+from gptrs.search import best_of, search_beams
+from gptrs.serving import Handle, Worker
+from gptrs.sessions import Session
+from gptrs.streaming import AsyncStream, Stream
+from gptrs.tokenizer import get_tokenizer
 
-Prompt = str | Sequence[int] | Tensor
-FinishReason = Literal["stop", "length"]
+if TYPE_CHECKING:
+    from gptrs.prompts import Prompt
 
+__all__ = ["Completion", "Generator"]
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What one sequence got, without its prompt and without the token that stopped it."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    """"stop": the end-of-text token was drawn. "length": max_new_tokens were."""
-    seed: int
-    """Draws the same tokens again, from the same prompt at the same place."""
-
-
-class StreamOptions(TypedDict, total=False):
-    """Keyword arguments of `Generator.stream`; see `Generator.__call__`."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int | Sequence[int] | None
-    eos_id: int | Literal["auto"] | None
+MAX_BATCH = 64
+StreamT = TypeVar("StreamT", Stream[Any], AsyncStream[Any])
 
 
 class Generator:
@@ -57,192 +52,254 @@ class Generator:
     >>> gen = Generator(model)
     >>> gen("Hello, I am", 20, temperature=0.8, top_k=50, seed=1)[0].text
 
+    Any number of threads may use it at once.
+
     Args:
-        model: a GPTModel (with a KV cache where that computes the same), or any callable from ids,
-            int64 [B, T], to logits [B, T, V].
-        tokenizer: GPT-2's if None.
-        context_length: most tokens the model sees; a GPTModel knows its own.
+        model: a GPTModel, a causal language model of transformers, the folder of a checkpoint or a
+            run, or any callable from ids, int64 [B, T], to logits [B, T, V]. The first two keep a
+            cache where that computes the same.
+        tokenizer: ours, a `tiktoken.Encoding`, one of transformers', or any object with encode and
+            decode. None: the checkpoint's, else GPT-2's. The model may know more ids than the
+            tokenizer (a vocabulary that was padded): those are never drawn.
+        engine: "auto" or "torch": what computes the logits.
+        dtype: what it computes in: a torch dtype, its name, "auto" for what the device likes best;
+            None: the model's own.
+        context_length: most tokens the model sees, at most what it was built for. Needed for a
+            callable.
+        max_batch: most sequences at once; more wait their turn. None: 64, fewer where there is no
+            memory for as many.
+        compile: let `torch.compile` translate the model's step, where that is possible.
+        max_queue: most submitted prompts that may wait.
     Raises:
-        ConfigError: the model does not say its context_length.
+        ConfigError: a setting is out of its range, the model does not say its context_length, or
+            the tokenizer has ids that the model does not.
+        CheckpointError: the folder has no checkpoint, or a damaged one.
     """
 
     def __init__(
-        self, model: Model, tokenizer: Any = None, *, context_length: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        engine: Literal["auto", "torch"] = "auto",
+        dtype: torch.dtype | str | None = None,
+        context_length: int | None = None,
+        max_batch: int | None = None,
+        compile: bool = False,  # noqa: A002  # torch's name
+        max_queue: int = 1024,
     ) -> None:
+        if engine not in ("auto", "torch"):
+            raise ConfigError(f'engine is "auto" or "torch", found {engine!r}')
+        if isinstance(model, str | Path):
+            model, saved_tokenizer = load_checkpoint(model)
+            tokenizer = saved_tokenizer if tokenizer is None else tokenizer
+        if not callable(model):
+            raise ConfigError(
+                "a model is a GPTModel, a model of transformers, a checkpoint's folder, or a "
+                f"function from ids to logits; found {model!r}"
+            )
         self.model = model
         self.tokenizer = get_tokenizer("gpt2") if tokenizer is None else tokenizer
-        if context_length is None:
-            if not isinstance(model, GPTModel):
-                raise ConfigError(
-                    f"context_length is needed for a {type(model).__name__}: it does not say how "
-                    "many tokens it sees"
-                )
-            context_length = model.cfg.context_length
-        self.context_length = context_length
+        self.context_length = context_length_of(model, context_length)
+        self._backend = Backend(
+            model,
+            self.context_length,
+            dtype,
+            compile,
+            max_batch=MAX_BATCH if max_batch is None else count("max_batch", max_batch, 1),
+            is_fixed=max_batch is not None,
+        )
+        self._maker = RequestMaker(
+            self.tokenizer, vocab_size=vocab_size_of(model), context_length=self.context_length
+        )
+        self._active = ActiveRuns()
+        self._worker = Worker(self._backend, self.tokenizer, count("max_queue", max_queue, 1))
+        # Also at the end of the program: a thread must not compute while Python goes away.
+        self._finalizer = weakref.finalize(self, self._worker.close)
 
     def __call__(
         self,
         prompts: Prompt | Sequence[Prompt],
         max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        eos_id: int | Literal["auto"] | None = "auto",
-        num_samples: int = 1,
+        **options: Unpack[CallOptions],
     ) -> list[Completion]:
         """Completions of one prompt or many, `num_samples` each, prompt after prompt.
 
         Args:
             prompts: a text, a sequence of ids, or a list of these; lengths may differ.
-            max_new_tokens: how many tokens a sequence gets at most. Past the context the model
-                sees the newest context_length tokens.
-            temperature, top_k, top_p: see SamplingConfig.
-            seed: one for all, or one a prompt. Sequence number and position go into each draw, so a
+            max_new_tokens: how many tokens a sequence gets at most.
+            temperature, top_k, top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
+                presence_penalty, no_repeat_ngram_size, logit_bias, bad_words_ids, min_new_tokens,
+                eos_token_id: see SamplingConfig. min_new_tokens bans all stop ids, unless
+                eos_token_id says which.
+            sampling: a SamplingConfig in place of these names, or a list of them, one a prompt.
+            seed: one for all, or one a prompt; None: the SamplingConfig's, else fresh entropy,
+                which the completion keeps. Sequence number and position go into each draw, so a
                 sequence's tokens do not depend on its neighbours.
+            sequences: the sequence numbers; None: 0, 1, 2, ... for all samples of all prompts.
             eos_id: ends a sequence. "auto": end-of-text, if the tokenizer has it; None: nothing.
+            stop: texts and ids, one or several, that also end it. A text is found wherever it comes
+                to stand in the new text, however it falls into tokens, and is not part of it.
+            num_samples: sequences a prompt.
+            best_of: draw this many a prompt, and return the num_samples whose tokens have the
+                largest mean log-probability, the best first.
+            num_beams: search instead of drawing, as transformers does: the num_samples best
+                sequences a prompt that so many beams find. What shapes draws (temperature, top_k,
+                seed, ...) then changes nothing; other settings are refused. length_penalty: scores
+                are divided by the length to this power. early_stopping: end with the first
+                num_beams finished sequences (True), when a better one is unlikely (False) or
+                impossible ("never").
+            logprobs: give each token's log-probability, and those of so many of the likeliest.
+            choices: the whole new text is one of these texts.
+            regex: the whole new text matches this pattern, if max_new_tokens allow it.
+            overflow: past the context "slide" shows the model the newest context_length tokens, as
+                the book does; "rebase" goes on from the newest half, which costs less; "stop" ends
+                the sequence.
+            progress: show a bar of the sequences that have ended.
         Raises:
-            ConfigError: a setting is out of its range.
-            GenerationError: an empty prompt, or logits that nothing can be drawn from.
+            ConfigError: an option is out of its range, or does not go with another.
+            GenerationError: an empty prompt, one that is too long for overflow="stop", no memory
+                for the cache, or logits that nothing can be drawn from.
             TokenIdError: a prompt has an id outside the vocabulary.
+            Anything the model raises, unchanged. The generator can be used afterwards.
         """
-        run, seeds = self._start(
-            prompts,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            eos_id=eos_id,
-            num_samples=num_samples,
-        )
-        with _evaluating(self.model):
-            results = run.run()
-        return [
-            Completion(self.tokenizer.decode(tokens), tokens, reason, seed)
-            for (tokens, reason), seed in zip(results, seeds, strict=True)
-        ]
+        check_names(options, CALL_OPTION_NAMES, "a call")
+        num_samples = count("num_samples", options.get("num_samples", 1), 1)
+        progress = bool(options.get("progress", False))
+        if options.get("num_beams") is not None:
+            return search_beams(
+                self._backend, self._maker, prompts, max_new_tokens, options, num_samples
+            )
+        drawn = _num_drawn(options, num_samples)
+        asked = cast(Options, {k: v for k, v in options.items() if k in OPTION_NAMES})
+        if drawn > num_samples and asked.get("logprobs") is None:
+            asked["logprobs"] = 0  # What the best are chosen by.
+        requests = self._maker.make(prompts, max_new_tokens, asked, copies=drawn)
+        completions = self._complete(requests, progress=progress)
+        if drawn == num_samples:
+            return completions
+        has_logprobs = options.get("logprobs") is not None
+        return best_of(completions, drawn, num_samples, keep_logprobs=has_logprobs)
 
     @overload
     def stream(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
-        self, prompts: str, max_new_tokens: int, **options: Unpack[StreamOptions]
-    ) -> Iterator[str]: ...
+        self, prompts: str, max_new_tokens: int, **options: Unpack[Options]
+    ) -> Stream[str]: ...
     @overload
     def stream(
-        self,
-        prompts: Sequence[Prompt] | Tensor,
-        max_new_tokens: int,
-        **options: Unpack[StreamOptions],
-    ) -> Iterator[tuple[int, str]]: ...
+        self, prompts: Sequence[Prompt] | Prompt, max_new_tokens: int, **options: Unpack[Options]
+    ) -> Stream[tuple[int, str]]: ...
     def stream(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        max_new_tokens: int,
-        **options: Unpack[StreamOptions],
-    ) -> Iterator[str] | Iterator[tuple[int, str]]:
+        self, prompts: Prompt | Sequence[Prompt], max_new_tokens: int, **options: Unpack[Options]
+    ) -> Stream[str] | Stream[tuple[int, str]]:
         """The texts that a call would give, piece by piece, as soon as whole characters are there.
 
         Yields pieces of text for a single text, (prompt number, piece) otherwise. Options are those
-        of a call, but for num_samples; they are checked at once. Closing the iterator ends the run.
+        of a call for one sequence a prompt; they are checked at once. `close()`, from any thread,
+        ends the run; `completions` has what there is.
         """
-        run, seeds = self._start(prompts, max_new_tokens, **options)
-        pieces = self._pieces(run, len(seeds))
-        return (piece for _, piece in pieces) if isinstance(prompts, str) else pieces
+        requests = self._requests(prompts, max_new_tokens, options, "a stream")
+        run = self._active.add(self._backend.start_with(requests))
+        return Stream(run, requests, self.tokenizer, is_single=isinstance(prompts, str))
 
-    def _pieces(self, run: _core.Generation, num_sequences: int) -> Iterator[tuple[int, str]]:
-        texts = [StreamDecoder(self.tokenizer) for _ in range(num_sequences)]
-        while True:
-            with _evaluating(self.model):
-                events = run.step()
-            if not events:
-                return
-            for index, token, reason in events:
-                piece = "" if token is None else texts[index].push(token)
-                if reason is not None:
-                    piece += texts[index].finish()
-                if piece:
-                    yield index, piece
+    @overload
+    def astream(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
+        self, prompts: str, max_new_tokens: int, **options: Unpack[Options]
+    ) -> AsyncStream[str]: ...
+    @overload
+    def astream(
+        self, prompts: Sequence[Prompt] | Prompt, max_new_tokens: int, **options: Unpack[Options]
+    ) -> AsyncStream[tuple[int, str]]: ...
+    def astream(
+        self, prompts: Prompt | Sequence[Prompt], max_new_tokens: int, **options: Unpack[Options]
+    ) -> AsyncStream[str] | AsyncStream[tuple[int, str]]:
+        """As `stream`, for `async for`: computed by the thread that `submit` uses, at once.
 
-    def _start(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        max_new_tokens: int,
-        *,
-        num_samples: int = 1,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        eos_id: int | Literal["auto"] | None = "auto",
-    ) -> tuple[_core.Generation, list[int]]:
-        """The loop, ready to run, and the seed of each of its sequences, prompt-major."""
-        if num_samples < 1:
-            raise ConfigError(f"num_samples is at least 1, found {num_samples}")
-        many: Any = prompts if _has_many(prompts) else [prompts]
-        sequences = [ids for ids in map(self._ids, many) for _ in range(num_samples)]
-        seeds = _seeds(seed, len(sequences), num_samples)
-        if eos_id == "auto":
-            eos_id = end_of_text_id(self.tokenizer)
-        # Inside: whether dropout is off decides whether a cache may be used.
-        with _evaluating(self.model):
-            run = start_loop(
-                self.model,
-                sequences,
-                SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p),
-                seeds=seeds,
-                max_new_tokens=max_new_tokens,
-                context_size=self.context_length,
-                eos_id=eos_id,
-                device=_device(self.model),
-            )
-        return run, seeds
+        Raises:
+            QueueFullError: too many submitted prompts wait already.
+        """
+        requests = self._requests(prompts, max_new_tokens, options, "a stream")
+        handles: list[Handle] = []
+        try:
+            handles += (self._submit(request) for request in requests)
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return AsyncStream(handles, is_single=isinstance(prompts, str))
 
-    def _ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            ids: list[int] = self.tokenizer.encode(prompt, allowed_special={END_OF_TEXT})
-            return ids
-        values = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
-        if not all(isinstance(value, Integral) for value in values):
-            raise GenerationError(f"a prompt is a text or a sequence of ids, found {prompt!r}")
-        return values
+    def submit(self, prompt: Prompt, max_new_tokens: int, **options: Unpack[Options]) -> Handle:
+        """Hands a prompt to a thread that continues all that are submitted, in one running batch.
+
+        The result is that of a call with this prompt alone: its sequence number is 0, unless
+        `sequences=[number]` says otherwise, and the engine's rounding may differ with the batch.
+        The weights must not change while prompts run.
+
+        Raises:
+            QueueFullError: max_queue prompts wait already.
+            GenerationError: the process was forked after the first prompt.
+            As a call besides.
+        """
+        if has_many(prompt):
+            raise ConfigError("submit takes one prompt; found a list of them")
+        [request] = self._requests(prompt, max_new_tokens, options, "a submitted prompt")
+        return self._submit(request)
+
+    def session(self, **options: Unpack[Options]) -> Session:
+        """A conversation that keeps its cache between turns. Options hold for every turn."""
+        return Session(self._backend, self._maker, self._active, options)
+
+    def cancel(self) -> None:
+        """Ends whatever runs, at its next step, with what it has; from any thread.
+
+        A beam search runs to its end.
+        """
+        self._active.cancel()
+        self._worker.cancel()
+
+    def close(self) -> None:
+        """Ends what was submitted, and its thread. Calls and streams still work."""
+        self._finalizer()
+
+    def _submit(self, request: Request) -> Handle:
+        return self._worker.submit(request, self)
+
+    def _requests(
+        self, prompts: Any, max_new_tokens: int, options: Options, what: str
+    ) -> list[Request]:
+        check_names(options, OPTION_NAMES, what)
+        return self._maker.make(prompts, max_new_tokens, options)
+
+    def _complete(self, requests: list[Request], *, progress: bool) -> list[Completion]:
+        if not requests:
+            return []
+        run = self._active.add(self._backend.start_with(requests))
+        if progress:
+            return self._complete_step_by_step(run, requests)
+        return [
+            to_completion(request, output, self.tokenizer, run.engine)
+            for request, output in zip(requests, run.run(), strict=True)
+        ]
+
+    def _complete_step_by_step(self, run: Run, requests: list[Request]) -> list[Completion]:
+        builders = [CompletionBuilder(request, self.tokenizer, run.engine) for request in requests]
+        num_tokens = 0
+        with tqdm(total=len(requests), unit=" sequences", delay=0.2) as bar, run.evaluating():
+            while (events := run.step()) is not None:
+                for event in events:
+                    builders[event[0]].take(event)
+                    num_tokens += event[1] is not None
+                    if event[4] is not None:
+                        bar.update()
+                bar.set_postfix(tokens=num_tokens, refresh=False)
+        return [builder.completion() for builder in builders]
 
 
-def _seeds(seed: int | Sequence[int] | None, num_sequences: int, num_samples: int) -> list[int]:
-    """One seed a sequence."""
-    if seed is None:
-        return [fresh_seed()] * num_sequences
-    if not isinstance(seed, Sequence):
-        return [check_seed(seed)] * num_sequences
-    num_prompts = num_sequences // num_samples
-    if len(seed) != num_prompts:
-        raise ConfigError(f"there are {len(seed)} seeds for {num_prompts} prompts")
-    return [check_seed(s) for s in seed for _ in range(num_samples)]
-
-
-def _has_many(prompts: Any) -> bool:
-    """Whether this is a list of prompts, not a text or one prompt's ids."""
-    if isinstance(prompts, str):
-        return False
-    if hasattr(prompts, "ndim"):
-        return bool(prompts.ndim > 1)
-    return len(prompts) == 0 or not isinstance(prompts[0], Integral)
-
-
-def _device(model: Model) -> torch.device:
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))
-
-
-@contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
-    """Dropout off for the duration; every submodule gets its own mode back."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _num_drawn(options: CallOptions, num_samples: int) -> int:
+    """How many sequences a prompt gets, before the best are chosen."""
+    asked = options.get("best_of")
+    if asked is None:
+        return num_samples
+    if count("best_of", asked, 1) < num_samples:
+        raise ConfigError(f"best_of is at least num_samples, {num_samples}; found {asked}")
+    return asked

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gptrs.errors import GenerationError
+from gptrs.memory import zeros
 
 # B batch rows, T new tokens, S slots attended to, H heads, K head_dim.
 
@@ -29,12 +30,15 @@ class KVCache:
     """Keys and values of every layer; made by `GPTModel.new_cache`.
 
     Attributes:
-        keys, values: one tensor [batch_size, n_heads, context_length, head_dim] a layer.
+        storage: [n_layers, 2, batch_size, n_heads, context_length, head_dim], keys and values.
+        keys, values: one view [batch_size, n_heads, context_length, head_dim] of it a layer.
         lengths: how many tokens each row holds, ints on the host. Lower one to forget that row's
             last tokens. A cache made by `rows` has its parent's list, the same object.
         first_row: where this cache's row 0 stands in `lengths`; 0 unless it was made by `rows`.
         batch_size: number of rows.
         context_length: most tokens a row can hold.
+    Raises:
+        GenerationError: there is no memory for it.
     """
 
     def __init__(
@@ -48,12 +52,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        shape = (batch_size, n_heads, context_length, head_dim)
+        shape = (n_layers, 2, batch_size, n_heads, context_length, head_dim)
         # Zeros, not `empty`: a slot nobody wrote has attention weight 0, and 0 * nan would be nan.
-        # Ordinary tensors even inside inference mode, so that the cache can outlive it.
-        with torch.inference_mode(False):
-            self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
-            self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        what = f"a key-value cache of {batch_size} rows of {context_length} tokens"
+        self._view(zeros(shape, dtype, torch.device(device or "cpu"), what))
         self.lengths = [0] * batch_size
         self.first_row = 0
         self.batch_size = batch_size
@@ -70,8 +72,7 @@ class KVCache:
                 f"rows {start}..{stop} were asked for; the cache has 0..{self.batch_size}"
             )
         view = object.__new__(KVCache)
-        view.keys = [keys[start:stop] for keys in self.keys]
-        view.values = [values[start:stop] for values in self.values]
+        view._view(self.storage[:, :, start:stop])
         view.lengths = self.lengths
         view.first_row = self.first_row + start
         view.batch_size = stop - start
@@ -91,9 +92,13 @@ class KVCache:
         if not 0 <= length <= held:
             raise GenerationError(f"{length} tokens of row {src} were asked for; it holds {held}")
         if src != dst:
-            for tensor in (*self.keys, *self.values):
-                tensor[dst, :, :length] = tensor[src, :, :length]
+            self.storage[:, :, dst, :, :length] = self.storage[:, :, src, :, :length]
         self.lengths[self.first_row + dst] = length
+
+    def _view(self, storage: Tensor) -> None:
+        self.storage = storage
+        self.keys = [layer[0] for layer in storage]
+        self.values = [layer[1] for layer in storage]
 
     def place(self, batch_size: int, num_tokens: int) -> Placement:
         """Where `num_tokens` more tokens of every row go. Writes nothing.
@@ -170,7 +175,9 @@ class Placement:
             else:
                 new_BTHK = new_BHTK.transpose(1, 2).to(stored.dtype)
                 stored[self.row_B1, :, self.position_ids] = new_BTHK
-        return keys[:, :, : self.end], values[:, :, : self.end]
+        # The cache may have another dtype than the layers: attention wants one.
+        dtype = k_BHTK.dtype
+        return keys[:, :, : self.end].to(dtype), values[:, :, : self.end].to(dtype)
 
 
 def _visible(position_ids: Tensor, num_slots: int) -> Tensor:

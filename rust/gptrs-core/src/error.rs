@@ -52,11 +52,38 @@ pub enum Error {
     /// A row without a finite logit.
     #[error("no token can be drawn: every logit is -inf")]
     NothingToDraw,
+    /// Settings that ban every token with a finite logit.
+    #[error(
+        "no token can be drawn: the settings (logit_bias, n-grams, bad words, a constraint, the end \
+         ids before min_new_tokens) ban every token whose logit is not -inf"
+    )]
+    NothingAllowed,
+    /// Logits of one sequence that no token can be drawn from.
+    #[error("sequence {request}: {error}")]
+    InSequence {
+        /// Its number, in the order in which sequences were submitted.
+        request: usize,
+        /// What is wrong with them.
+        error: Box<Error>,
+    },
     /// A prompt without tokens.
     #[error("prompt {row} has no tokens: at least one is needed to go on from")]
     EmptyPrompt {
         /// Which prompt, counted from 0.
         row: usize,
+    },
+    /// A prompt that fills more than the window, and may not be cropped.
+    #[error(
+        "prompt {row} has {found} tokens; with overflow=\"stop\" it may have at most {window}, the \
+         context's length"
+    )]
+    PromptTooLong {
+        /// Which prompt, counted from 0.
+        row: usize,
+        /// Its length.
+        found: usize,
+        /// The most it may have.
+        window: usize,
     },
     /// A prompt's id is not in the model's vocabulary.
     #[error("token id {id} at [{row}, {column}] is outside 0..{}", .vocab_size - 1)]
@@ -79,6 +106,12 @@ pub enum Error {
         window: usize,
         /// Sequences that the model holds.
         slots: usize,
+    },
+    /// More requests than the queue holds.
+    #[error("the queue is full: {limit} requests wait already")]
+    QueueFull {
+        /// The most that may wait.
+        limit: usize,
     },
     /// An id that no token has.
     #[error("token id {id} at index {index} is outside 0..{last}")]

@@ -1,447 +1,304 @@
 //! The sampling loop: asks a model for logits, samples, checks the stops, says what came out.
 //!
 //! ```text
-//! requests ─► waiting ─► slots 0..n ─► extend ─► logits ─► sample ─► events
-//!                          ▲  └── a finished sequence's slot is filled by the last one ──┐
-//!                          └───────────────────────────────────────────────────────────┘
+//!  any thread                    the loop: one call of `step` gives every running sequence a token
+//!
+//!  submit ─► Inbox ─► Slots ─────► Reader ─────► NextLogits ─────► sample ──► Sequence ──► Event
+//!  cancel ─►          free slots   one extend,   the model:        a row      stop ids,    token,
+//!                     are filled,  long prompts  PyTorch by one    each, by   strings,     text,
+//!                     prefixes     in chunks     callback, or      counter    grammar,     finish
+//!                     shared                     native code                  window
+//!                       ▲                                                       │
+//!                       └────── an ended sequence's slot keeps what it holds ───┘
 //! ```
 //!
-//! The loop never knows what answers: a PyTorch model through one callback a step, or native code.
-//! It keeps the running sequences in the slots 0..n, so that a model's cache stays dense.
+//! The loop never knows what answers. Sequences join and leave a running batch; those that run are in
+//! the slots 0..n, so that a step is one dense batch, and n tokens of any number of prompts take n
+//! calls of the model. What a sequence gets does not depend on its neighbours: its draws go by its own
+//! counter, and a slot never holds anything but its own tokens.
+//!
+//! Past the window ([`Overflow`]), with a window of 4 and a prompt of 3:
+//! ```text
+//!           step 1   step 2    step 3              step 4
+//! slide     0 1 2    0 1 2 3   1 2 3 4   (again)   2 3 4 5 (again)
+//! rebase    0 1 2    0 1 2 3   3 4       (again)   3 4 5
+//! stop      0 1 2    and ends with token 3, which fills the window
+//! ```
+//! A prompt longer than the window is cropped to its newest tokens; `Overflow::Stop` refuses it.
 
-use std::collections::VecDeque;
+pub mod beam;
+mod inbox;
+mod model;
+mod reader;
+mod request;
+mod sequence;
+mod slots;
+mod stops;
 
-use half::{bf16, f16};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::sampling::{Draw, Row, Sampler, SamplingConfig};
+pub use inbox::Inbox;
+pub use model::{Extend, Limits, Logits, NextLogits};
+pub use request::{Event, Finish, Output, Overflow, Request, Settings};
+pub use stops::{Released, StopStrings, StopWatch};
+
+pub use crate::sampling::LogProbs;
+use crate::sampling::{Choice, Sampler, sample_all};
 use crate::{Error, Result};
-
-/// What a model can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Token ids are below this.
-    pub vocab_size: usize,
-    /// The most tokens a slot holds.
-    pub context_length: usize,
-    /// How many sequences it holds at once.
-    pub slots: usize,
-}
-
-/// One slot's share of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extend<'a> {
-    /// Which sequence.
-    pub slot: usize,
-    /// Tokens to append: a whole prompt, or the newest token.
-    pub tokens: &'a [u32],
-    /// For how many of the last positions logits are wanted.
-    pub wanted: usize,
-}
-
-/// The rows that the last [`NextLogits::extend`] asked for, one after the other.
-#[derive(Debug, Clone, Copy)]
-pub enum Logits<'a> {
-    /// `[rows, width]`.
-    F32(&'a [f32], usize),
-    /// `[rows, width]`.
-    Bf16(&'a [bf16], usize),
-    /// `[rows, width]`.
-    F16(&'a [f16], usize),
-    /// Reduced where they were computed; see [`Row::Candidates`].
-    Candidates {
-        /// `[rows, width]` token ids.
-        ids: &'a [u32],
-        /// `[rows, width]` logits.
-        values: &'a [f32],
-        /// `[rows]`.
-        log_sum_exp: &'a [f32],
-        /// Candidates a row.
-        width: usize,
-    },
-}
-
-impl<'a> Logits<'a> {
-    /// Row `index`. Panics past the last, as a slice does.
-    pub fn row(&self, index: usize) -> Row<'a> {
-        let span = |width: usize| index * width..(index + 1) * width;
-        match *self {
-            Self::F32(values, width) => Row::F32(&values[span(width)]),
-            Self::Bf16(values, width) => Row::Bf16(&values[span(width)]),
-            Self::F16(values, width) => Row::F16(&values[span(width)]),
-            Self::Candidates { ids, values, log_sum_exp, width } => Row::Candidates {
-                ids: &ids[span(width)],
-                values: &values[span(width)],
-                log_sum_exp: log_sum_exp[index],
-            },
-        }
-    }
-}
-
-/// A model as the loop sees it: slots that take tokens and give logits.
-pub trait NextLogits {
-    /// What can go wrong in the model; the loop hands it on unchanged.
-    type Error;
-
-    /// What the model can hold.
-    fn limits(&self) -> Limits;
-    /// Appends tokens to slots: prefill and step alike.
-    fn extend(&mut self, work: &[Extend<'_>]) -> std::result::Result<(), Self::Error>;
-    /// The rows wanted by the last `extend`, in its order.
-    fn logits(&self) -> Logits<'_>;
-    /// Makes the first `len` tokens of slot `to` those of slot `from`.
-    fn copy(&mut self, from: usize, to: usize, len: usize) -> std::result::Result<(), Self::Error>;
-    /// Forgets all but the first `len` tokens of a slot.
-    fn truncate(&mut self, slot: usize, len: usize) -> std::result::Result<(), Self::Error>;
-}
+use reader::{Reader, emptied};
+use sequence::Sequence;
+use slots::Slots;
 
 /// The loop's own errors, or the model's.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum GenerateError<E> {
     /// Bad prompts, settings or logits.
-    Core(Error),
+    #[error(transparent)]
+    Core(#[from] Error),
     /// Whatever the model raised.
+    #[error("{0}")]
     Model(E),
 }
 
-impl<E> From<Error> for GenerateError<E> {
-    fn from(error: Error) -> Self {
-        Self::Core(error)
+/// What a loop gives, or why it cannot.
+pub type Outcome<T, M> = std::result::Result<T, GenerateError<<M as NextLogits>::Error>>;
+
+/// How a run deals with many requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The most tokens of prompts that one `extend` takes: long ones are read in several. A sequence
+    /// that lacks one token reads it besides, so an `extend` takes at most this many and one a slot.
+    pub prefill_tokens: usize,
+    /// The most requests that may wait.
+    pub queue: usize,
+    /// The most threads that sample the rows of a large batch.
+    pub threads: usize,
+    /// A prompt waits for another one that is being read only if that spares this many tokens:
+    /// waiting costs a step. What has been read already is shared from the first token.
+    pub least_shared: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { prefill_tokens: 2048, queue: usize::MAX, threads, least_shared: 16 }
     }
-}
-
-/// One sequence to continue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// At least one token.
-    pub prompt: Vec<u32>,
-    /// Seed of its draws.
-    pub seed: u64,
-    /// Its number in the draws' counter.
-    pub sequence: u64,
-}
-
-/// What holds for all requests of a run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Plan {
-    /// How many tokens each sequence gets at most.
-    pub max_new_tokens: usize,
-    /// The model sees this many of the newest tokens; no more than its context length.
-    pub window: usize,
-    /// Ends a sequence, and is not part of it.
-    pub eos_id: Option<u32>,
-    /// How tokens are chosen.
-    pub sampling: SamplingConfig,
-}
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// The end-of-text token was drawn.
-    Stop,
-    /// It has all the tokens it may have.
-    Length,
-}
-
-/// What one step did to one sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
-    /// Which request, by its place in the list.
-    pub request: usize,
-    /// The new token; none if that was the end-of-text.
-    pub token: Option<u32>,
-    /// Set on a sequence's last event.
-    pub finish: Option<Finish>,
-}
-
-/// A finished sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// New tokens, without the prompt and the end-of-text.
-    pub tokens: Vec<u32>,
-    /// Why it ended.
-    pub finish: Finish,
-}
-
-/// A sequence in a slot. Its slot holds `tokens[first..first + held]`.
-#[derive(Debug)]
-struct Sequence {
-    request: usize,
-    /// Its seed and number; the position is filled in at each draw.
-    draw: Draw,
-    tokens: Vec<u32>,
-    max_tokens: usize,
-    first: usize,
-    held: usize,
 }
 
 /// A run of the loop: [`run`](Self::run) to the end, or [`step`](Self::step) by step for a stream.
+///
+/// It may be kept: later requests go on from what the slots still hold of earlier ones.
 #[derive(Debug)]
 pub struct Generation<M> {
     model: M,
-    sampler: Sampler,
-    plan: Plan,
-    num_requests: usize,
-    waiting: VecDeque<Sequence>,
-    /// The sequence in slot i.
-    running: Vec<Sequence>,
+    limits: Limits,
+    options: Options,
+    inbox: Arc<Inbox>,
+    /// Whether requests may wait for a slot.
+    has_waiting: bool,
+    slots: Slots,
+    reader: Reader,
+    samplers: Vec<Sampler>,
+    /// Kept for its memory alone.
+    choices: Vec<Choice<'static>>,
+    drawn: Vec<Result<u32>>,
+    failed: Vec<usize>,
 }
 
 impl<M: NextLogits> Generation<M> {
-    /// Checks prompts and settings; computes nothing yet.
-    pub fn new(model: M, plan: Plan, requests: Vec<Request>) -> Result<Self> {
-        let Limits { vocab_size, context_length, slots } = model.limits();
-        if plan.window == 0 || slots == 0 {
-            return Err(Error::NoRoom { window: plan.window, slots });
+    /// A loop over a model; computes nothing yet.
+    pub fn new(model: M, options: Options) -> Result<Self> {
+        let limits = model.limits();
+        if limits.slots == 0 {
+            return Err(Error::NoRoom { window: limits.context_length, slots: 0 });
         }
-        for (row, request) in requests.iter().enumerate() {
-            check_prompt(row, &request.prompt, vocab_size)?;
+        if options.prefill_tokens == 0 {
+            return Err(Error::Setting("prefill_tokens is at least 1, found 0".into()));
         }
-        let num_requests = requests.len();
-        let waiting = requests.into_iter().enumerate().map(|(index, request)| Sequence {
-            request: index,
-            draw: Draw { seed: request.seed, sequence: request.sequence, position: 0 },
-            max_tokens: request.prompt.len().saturating_add(plan.max_new_tokens),
-            tokens: request.prompt,
-            first: 0,
-            held: 0,
-        });
         Ok(Self {
             model,
-            sampler: Sampler::new(plan.sampling)?,
-            plan: Plan { window: plan.window.min(context_length), ..plan },
-            num_requests,
-            waiting: waiting.collect(),
-            running: Vec::new(),
+            limits,
+            options,
+            inbox: Arc::new(Inbox::new(limits, options)),
+            has_waiting: false,
+            slots: Slots::new(limits.slots),
+            reader: Reader::default(),
+            samplers: vec![Sampler::new()],
+            choices: Vec::new(),
+            drawn: Vec::new(),
+            failed: Vec::new(),
         })
     }
 
-    /// Runs every request to its end; outputs in the order of the requests.
-    pub fn run(&mut self) -> std::result::Result<Vec<Output>, GenerateError<M::Error>> {
-        let empty = Output { tokens: Vec::new(), finish: Finish::Length };
-        let mut outputs = vec![empty; self.num_requests];
+    /// Where requests come in, also from other threads.
+    pub fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    /// Runs every request to its end; outputs in the order in which they were submitted, from the
+    /// first that had not ended before.
+    ///
+    /// On an error all requests are dropped, also those that wait: the next run starts afresh.
+    pub fn run(&mut self) -> Outcome<Vec<Output>, M> {
+        self.run_with(|| Ok(()))
+    }
+
+    /// As `run`; calls `check` before each step, and ends with its error.
+    pub fn run_with(
+        &mut self,
+        mut check: impl FnMut() -> Outcome<(), M>,
+    ) -> Outcome<Vec<Output>, M> {
+        let mut outputs: BTreeMap<usize, Output> = BTreeMap::new();
         let mut events = Vec::new();
-        while self.step(&mut events)? {
-            for event in &events {
-                let output = &mut outputs[event.request];
-                output.tokens.extend(event.token);
-                output.finish = event.finish.unwrap_or(output.finish);
+        loop {
+            match check().and_then(|()| self.step(&mut events)) {
+                Ok(true) => {
+                    for event in events.drain(..) {
+                        outputs.entry(event.request).or_default().add(event);
+                    }
+                }
+                Ok(false) => return Ok(outputs.into_values().collect()),
+                Err(error) => {
+                    self.abort();
+                    return Err(error);
+                }
             }
         }
-        Ok(outputs)
     }
 
     /// Gives each running sequence one token. False once there is nothing left to do.
-    pub fn step(
-        &mut self,
-        events: &mut Vec<Event>,
-    ) -> std::result::Result<bool, GenerateError<M::Error>> {
+    ///
+    /// True without any events: a long prompt is being read. On an error `events` has what the other
+    /// sequences got. A model's error ends every running request; a row of logits that nothing can be
+    /// drawn from ends its own request alone; see [`failed`](Self::failed). The others go on at the
+    /// next step.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Outcome<bool, M> {
         events.clear();
-        self.admit();
-        if self.running.is_empty() {
-            return Ok(false);
+        self.failed.clear();
+        if let Err(error) = self.read(events) {
+            // How far the model came is not known.
+            self.failed = self.slots.clear();
+            return Err(GenerateError::Model(error));
         }
-        self.feed().map_err(GenerateError::Model)?;
-        self.sample(events)?;
-        self.retire(events).map_err(GenerateError::Model)?;
+        if self.slots.num_running() == 0 {
+            return Ok(!events.is_empty());
+        }
+        self.draw();
+        self.push(events)?;
         Ok(true)
     }
 
-    /// Moves waiting sequences into free slots.
-    fn admit(&mut self) {
-        if self.plan.max_new_tokens == 0 {
-            self.waiting.clear();
-        }
-        let free = self.model.limits().slots - self.running.len();
-        self.running.extend(self.waiting.drain(..free.min(self.waiting.len())));
+    /// Drops every request, waiting or running, and forgets what the slots hold.
+    pub fn abort(&mut self) {
+        self.failed.extend(self.slots.clear());
+        self.failed.extend(self.inbox.drop_waiting());
     }
 
-    /// Appends to every slot what its sequence has and the slot does not.
-    ///
-    /// A sequence longer than the window slides: every token then stands at a new position, so the
-    /// slot starts again from the newest `window` tokens, as the book crops its context.
-    fn feed(&mut self) -> std::result::Result<(), M::Error> {
-        for (slot, sequence) in self.running.iter_mut().enumerate() {
-            let first = sequence.tokens.len().saturating_sub(self.plan.window);
-            if first != sequence.first {
-                self.model.truncate(slot, 0)?;
-                (sequence.first, sequence.held) = (first, 0);
-            }
-        }
-        let work: Vec<_> = (self.running.iter().enumerate())
-            .map(|(slot, s)| Extend { slot, tokens: &s.tokens[s.first + s.held..], wanted: 1 })
-            .collect();
-        self.model.extend(&work)?;
-        for sequence in &mut self.running {
-            sequence.held = sequence.tokens.len() - sequence.first;
-        }
-        Ok(())
+    /// The requests that the last error of [`step`](Self::step), or [`abort`](Self::abort), ended:
+    /// they get no event.
+    pub fn failed(&self) -> &[usize] {
+        &self.failed
     }
 
-    fn sample(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let logits = self.model.logits();
-        for (slot, s) in self.running.iter_mut().enumerate() {
-            let draw = Draw { position: s.tokens.len() as u64, ..s.draw };
-            let token = self.sampler.sample(logits.row(slot), draw)?;
-            let finish = if Some(token) == self.plan.eos_id {
-                Some(Finish::Stop)
-            } else {
-                s.tokens.push(token);
-                (s.tokens.len() == s.max_tokens).then_some(Finish::Length)
+    /// All that asks something of the model.
+    fn read(&mut self, events: &mut Vec<Event>) -> std::result::Result<(), M::Error> {
+        let has_news = self.inbox.has_news();
+        if has_news || self.slots.has_holes() {
+            self.admit(has_news, events);
+            self.slots.close_holes(&mut self.model)?;
+        }
+        if self.slots.num_running() == 0 {
+            return Ok(());
+        }
+        self.slots.begin_new(&mut self.model, self.options.least_shared)?;
+        self.slots.slide(&mut self.model)?;
+        self.reader.read(&mut self.model, &mut self.slots, self.options.prefill_tokens)
+    }
+
+    /// Ends who was cancelled, and moves waiting requests into free slots.
+    fn admit(&mut self, has_news: bool, events: &mut Vec<Event>) {
+        if has_news {
+            self.has_waiting = true;
+            let cancelled = self.inbox.take_cancelled();
+            events.extend(
+                cancelled.waiting.iter().map(|&request| Event {
+                    finish: Some(Finish::Cancelled),
+                    ..Event::of(request)
+                }),
+            );
+            let is_cancelled =
+                |request: usize| request < cancelled.below || cancelled.running.contains(&request);
+            self.slots.cancel(is_cancelled, events);
+        }
+        while let Some(slot) = self.slots.free().filter(|_| self.has_waiting) {
+            let Some((number, request)) = self.inbox.next() else {
+                self.has_waiting = false;
+                return;
             };
-            let token = (finish != Some(Finish::Stop)).then_some(token);
-            events.push(Event { request: s.request, token, finish });
-        }
-        Ok(())
-    }
-
-    /// Frees the slots of finished sequences; the last running one moves into the hole.
-    fn retire(&mut self, events: &[Event]) -> std::result::Result<(), M::Error> {
-        for slot in (0..events.len()).rev().filter(|&slot| events[slot].finish.is_some()) {
-            self.running.swap_remove(slot);
-            let last = self.running.len();
-            if let Some(moved) = self.running.get(slot) {
-                self.model.copy(last, slot, moved.held)?;
+            let mut sequence = Sequence::new(number, request, self.limits.context_length);
+            match sequence.is_over() {
+                Some(finish) => events.push(sequence.end(finish)),
+                None => self.slots.put(slot, sequence),
             }
-            self.model.truncate(last, 0)?;
         }
-        Ok(())
     }
-}
 
-fn check_prompt(row: usize, prompt: &[u32], vocab_size: usize) -> Result<()> {
-    if prompt.is_empty() {
-        return Err(Error::EmptyPrompt { row });
-    }
-    match prompt.iter().position(|&id| id as usize >= vocab_size) {
-        None => Ok(()),
-        Some(column) => {
-            Err(Error::TokenIdInPrompt { id: i64::from(prompt[column]), row, column, vocab_size })
+    /// Draws a token for every sequence whose logits have come, in the order of their slots.
+    fn draw(&mut self) {
+        let logits = self.model.logits();
+        let mut choices = emptied(std::mem::take(&mut self.choices));
+        let ready = self.slots.running().filter_map(|(_, s)| Some((s, s.row?)));
+        choices.extend(ready.map(|(sequence, row)| sequence.choice(logits.row(row))));
+        self.drawn.clear();
+        // With a bad row among many the others are as good as ever: each is drawn by itself.
+        let together = match choices.len() {
+            0 | 1 => None,
+            _ => sample_all(&mut self.samplers, &choices, self.options.threads).ok(),
+        };
+        if let Some(tokens) = together {
+            self.drawn.extend(tokens.into_iter().map(Ok));
+        } else {
+            let sampler = &mut self.samplers[0];
+            self.drawn.extend(choices.iter().map(|choice| sampler.sample(choice)));
         }
+        self.choices = emptied(choices);
+    }
+
+    /// Hands out what was drawn.
+    fn push(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let logits = self.model.logits();
+        let sampler = &mut self.samplers[0];
+        let mut drawn = self.drawn.drain(..);
+        let mut done = Ok(());
+        for slot in 0..self.slots.num_running() {
+            let Some(sequence) = self.slots.get_mut(slot) else { continue };
+            let Some(row) = sequence.row.take() else { continue };
+            match drawn.next() {
+                Some(Ok(token)) => {
+                    let logprobs = sequence.settings.logprobs;
+                    let logprobs =
+                        logprobs.map(|top| sampler.log_probs(logits.row(row), token, top));
+                    let event = sequence.push(token, logprobs);
+                    let has_ended = event.finish.is_some();
+                    events.push(event);
+                    if has_ended {
+                        self.slots.end(slot);
+                    }
+                }
+                Some(Err(error)) => {
+                    let request = sequence.request;
+                    self.failed.push(request);
+                    self.slots.discard(slot);
+                    let error = Error::InSequence { request, error: Box::new(error) };
+                    done = done.and(Err(error));
+                }
+                None => {}
+            }
+        }
+        done
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Prefers the token that the slot's tokens hash to: any mix-up of slots or windows changes it.
-    #[derive(Debug)]
-    struct HashModel {
-        slots: Vec<Vec<u32>>,
-        limits: Limits,
-        rows: Vec<f32>,
-        steps: usize,
-    }
-
-    impl HashModel {
-        fn new(vocab_size: usize, context_length: usize, slots: usize) -> Self {
-            let limits = Limits { vocab_size, context_length, slots };
-            Self { slots: vec![Vec::new(); slots], limits, rows: Vec::new(), steps: 0 }
-        }
-
-        fn next(tokens: &[u32], vocab_size: usize) -> u32 {
-            let hash = tokens
-                .iter()
-                .fold(17_u64, |h, &t| h.wrapping_mul(31).wrapping_add(u64::from(t) + 1));
-            (hash % vocab_size as u64) as u32
-        }
-    }
-
-    impl NextLogits for HashModel {
-        type Error = String;
-
-        fn limits(&self) -> Limits {
-            self.limits
-        }
-        fn extend(&mut self, work: &[Extend<'_>]) -> std::result::Result<(), String> {
-            self.steps += 1;
-            self.rows.clear();
-            for Extend { slot, tokens, wanted } in work {
-                assert_eq!(*wanted, 1);
-                assert!(!tokens.is_empty());
-                self.slots[*slot].extend_from_slice(tokens);
-                let held = &self.slots[*slot];
-                assert!(held.len() <= self.limits.context_length);
-                let best = Self::next(held, self.limits.vocab_size) as usize;
-                self.rows
-                    .extend((0..self.limits.vocab_size).map(|id| f32::from(u8::from(id == best))));
-            }
-            Ok(())
-        }
-        fn logits(&self) -> Logits<'_> {
-            Logits::F32(&self.rows, self.limits.vocab_size)
-        }
-        fn copy(&mut self, from: usize, to: usize, len: usize) -> std::result::Result<(), String> {
-            self.slots[to] = self.slots[from][..len].to_vec();
-            Ok(())
-        }
-        fn truncate(&mut self, slot: usize, len: usize) -> std::result::Result<(), String> {
-            self.slots[slot].truncate(len);
-            Ok(())
-        }
-    }
-
-    fn greedy(max_new_tokens: usize, window: usize, eos_id: Option<u32>) -> Plan {
-        let sampling = SamplingConfig { temperature: 0.0, top_k: None, top_p: None };
-        Plan { max_new_tokens, window, eos_id, sampling }
-    }
-
-    /// The book's loop, with no slots, no cache and no batch.
-    fn one_by_one(prompt: &[u32], plan: Plan, window: usize, vocab_size: usize) -> Output {
-        let mut tokens = prompt.to_vec();
-        while tokens.len() - prompt.len() < plan.max_new_tokens {
-            let next = HashModel::next(&tokens[tokens.len().saturating_sub(window)..], vocab_size);
-            if Some(next) == plan.eos_id {
-                return Output { tokens: tokens[prompt.len()..].to_vec(), finish: Finish::Stop };
-            }
-            tokens.push(next);
-        }
-        Output { tokens: tokens[prompt.len()..].to_vec(), finish: Finish::Length }
-    }
-
-    proptest! {
-        #[test]
-        fn a_batch_gives_what_each_prompt_gives_alone(
-            prompts in prop::collection::vec(prop::collection::vec(0_u32..11, 1..12), 0..9),
-            max_new_tokens in 0_usize..20, window in 1_usize..12, context in 1_usize..12,
-            slots in 1_usize..5, eos in prop::option::of(0_u32..11),
-        ) {
-            let plan = greedy(max_new_tokens, window, eos);
-            let requests = prompts.iter()
-                .map(|p| Request { prompt: p.clone(), seed: 0, sequence: 0 }).collect();
-            let mut run = Generation::new(HashModel::new(11, context, slots), plan, requests)?;
-            let outputs = run.run().unwrap();
-            for (prompt, output) in prompts.iter().zip(outputs) {
-                prop_assert_eq!(output, one_by_one(prompt, plan, window.min(context), 11));
-            }
-        }
-    }
-
-    #[test]
-    fn n_tokens_take_n_steps_whatever_the_batch() {
-        for batch in [1, 3, 8] {
-            let request = Request { prompt: vec![1, 2], seed: 0, sequence: 0 };
-            let mut run = Generation::new(
-                HashModel::new(11, 64, batch),
-                greedy(10, 64, None),
-                vec![request; batch],
-            )
-            .unwrap();
-            assert_eq!(run.run().unwrap().len(), batch);
-            assert_eq!(run.model.steps, 10);
-        }
-    }
-
-    #[test]
-    fn bad_prompts_are_refused_before_anything_runs() {
-        let bad = |prompt: Vec<u32>| {
-            let requests = vec![Request { prompt, seed: 0, sequence: 0 }];
-            Generation::new(HashModel::new(5, 8, 1), greedy(1, 8, None), requests)
-                .unwrap_err()
-                .to_string()
-        };
-        assert_eq!(bad(vec![4, 5]), "token id 5 at [0, 1] is outside 0..4");
-        assert_eq!(bad(vec![]), "prompt 0 has no tokens: at least one is needed to go on from");
-    }
-}
+mod tests;

@@ -8,8 +8,7 @@
 //! The whole flow, with a model that always expects the token to come that follows in the text:
 //!
 //! ```
-//! use gptrs_core::generate::{Extend, Generation, Limits, Logits, NextLogits, Plan, Request};
-//! use gptrs_core::sampling::SamplingConfig;
+//! use gptrs_core::generate::{Extend, Generation, Limits, Logits, NextLogits, Options, Request, Settings};
 //! use gptrs_core::{Error, Tokenizer, Windows};
 //!
 //! let tokenizer = Tokenizer::gpt2();
@@ -44,11 +43,11 @@
 //!     }
 //! }
 //!
-//! let greedy = SamplingConfig { temperature: 0.0, top_k: None, top_p: None };
-//! let plan = Plan { max_new_tokens: 3, window: 8, eos_id: None, sampling: greedy };
 //! let prompt = vec![u32::from(ids[0]), u32::from(ids[1])];
-//! let requests = vec![Request { prompt, seed: 0, sequence: 0 }];
-//! let outputs = Generation::new(KnowsTheText(ids, vec![]), plan, requests)?.run().unwrap();
+//! let mut run = Generation::new(KnowsTheText(ids, vec![]), Options::default())?;
+//! let settings = Settings::greedy(3, 8).into();
+//! run.inbox().submit(Request { prompt, seed: 0, sequence: 0, settings })?;
+//! let outputs = run.run().unwrap();
 //! let new: Vec<u16> = outputs[0].tokens.iter().map(|&id| id as u16).collect();
 //! assert_eq!(tokenizer.decode(&new)?, b" three four five");
 //! # Ok::<(), Error>(())
@@ -56,6 +55,7 @@
 
 pub mod batches;
 pub mod build;
+pub mod constraint;
 mod error;
 pub mod generate;
 pub mod philox;

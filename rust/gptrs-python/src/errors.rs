@@ -6,6 +6,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 
 pyo3::import_exception!(gptrs.errors, ConfigError);
 pyo3::import_exception!(gptrs.errors, GenerationError);
+pyo3::import_exception!(gptrs.errors, QueueFullError);
 pyo3::import_exception!(gptrs.errors, SourceError);
 pyo3::import_exception!(gptrs.errors, StoreError);
 pyo3::import_exception!(gptrs.errors, TokenIdError);
@@ -33,9 +34,13 @@ impl From<CoreError> for PyErr {
             | Error::TopK(_)
             | Error::TopP(_)
             | Error::VocabSize { .. } => ConfigError::new_err(message),
-            Error::BadLogit { .. } | Error::NothingToDraw | Error::EmptyPrompt { .. } => {
-                GenerationError::new_err(message)
-            }
+            Error::BadLogit { .. }
+            | Error::NothingToDraw
+            | Error::NothingAllowed
+            | Error::EmptyPrompt { .. }
+            | Error::InSequence { .. }
+            | Error::PromptTooLong { .. } => GenerationError::new_err(message),
+            Error::QueueFull { .. } => QueueFullError::new_err(message),
             Error::TokenIdInPrompt { .. } | Error::TokenIdOutOfVocabulary { .. } => {
                 TokenIdError::new_err(message)
             }

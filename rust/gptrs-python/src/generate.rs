@@ -1,249 +1,257 @@
 //! `_core.Generation`: the sampling loop over a model that lives in Python.
-//!
-//! One step is one callback, `engine.extend(slots, starts, counts, wanted, tokens, copies)`. What
-//! the loop asks of slots besides (copies, truncations) costs no call of its own: a truncation is a
-//! lower start, and copies travel with the next `extend`.
 
+mod model;
+
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use gptrs_core::Error;
 use gptrs_core::generate::{
-    Event, Extend, Finish, GenerateError, Generation, Limits, Logits, NextLogits, Plan, Request,
+    Event, Finish, GenerateError, Generation, Inbox, LogProbs, NextLogits, Options, Output,
+    Overflow, Request, Settings,
 };
-use half::{bf16, f16};
-use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods, ToPyArray};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
+pub use self::model::PyModel;
+use crate::constraint::{PyGrammar, PyStopStrings};
 use crate::errors::{CoreError, GenerationError};
-use crate::sampling::sampling_config;
+use crate::sampling::PySamplingConfig;
 
-const UNKNOWN_VOCAB_SIZE: usize = 1 << 32;
-
-/// A Python engine as the loop sees it.
-struct PyModel {
-    engine: Py<PyAny>,
-    limits: Limits,
-    /// How many tokens each slot holds.
-    lengths: Vec<usize>,
-    /// (from, to, len), for the next callback.
-    copies: Vec<(usize, usize, usize)>,
-    rows: Rows,
-}
-
-/// The logits of the last callback, copied out so that the loop runs without the GIL.
-enum Rows {
-    F32(Vec<f32>, usize),
-    F16(Vec<f16>, usize),
-    Bf16(Vec<bf16>, usize),
-    Candidates { ids: Vec<u32>, values: Vec<f32>, log_sum_exp: Vec<f32>, width: usize },
-}
-
-/// What an engine may answer; bfloat16 travels as its bits, since NumPy has no such type.
-#[derive(FromPyObject)]
-enum Answer<'py> {
-    #[pyo3(annotation = "float32 [rows, V]")]
-    F32(PyReadonlyArray2<'py, f32>),
-    #[pyo3(annotation = "float16 [rows, V]")]
-    F16(PyReadonlyArray2<'py, f16>),
-    #[pyo3(annotation = "uint16 [rows, V], the bits of bfloat16")]
-    Bf16(PyReadonlyArray2<'py, u16>),
-    #[pyo3(annotation = "(ids int64 [rows, C], values float32 [rows, C], float32 [rows])")]
-    Candidates(PyReadonlyArray2<'py, i64>, PyReadonlyArray2<'py, f32>, PyReadonlyArray1<'py, f32>),
-}
-
-impl PyModel {
-    fn new(engine: &Bound<'_, PyAny>) -> PyResult<Self> {
-        // A callable does not say how large its vocabulary is; ids are 32 bits wide at most.
-        let vocab_size: Option<usize> = engine.getattr("vocab_size")?.extract()?;
-        let limits = Limits {
-            vocab_size: vocab_size.unwrap_or(UNKNOWN_VOCAB_SIZE),
-            context_length: engine.getattr("context_length")?.extract()?,
-            slots: engine.getattr("slots")?.extract()?,
-        };
-        Ok(Self {
-            engine: engine.clone().unbind(),
-            limits,
-            lengths: vec![0; limits.slots],
-            copies: Vec::new(),
-            rows: Rows::F32(Vec::new(), 0),
-        })
-    }
-
-    fn take(&mut self, answer: &Answer<'_>, num_rows: usize) -> PyResult<()> {
-        let (shape, is_dense) = match answer {
-            Answer::F32(rows) => (rows.shape(), true),
-            Answer::F16(rows) => (rows.shape(), true),
-            Answer::Bf16(rows) => (rows.shape(), true),
-            Answer::Candidates(ids, ..) => (ids.shape(), false),
-        };
-        let width = shape[1];
-        let fits = width == self.limits.vocab_size || self.limits.vocab_size == UNKNOWN_VOCAB_SIZE;
-        if shape[0] != num_rows || width == 0 || (is_dense && !fits) {
-            let Limits { vocab_size, .. } = self.limits;
-            let message = format!(
-                "the model answered logits of shape {shape:?}, expected [{num_rows}, {vocab_size}]"
-            );
-            return Err(GenerationError::new_err(message));
-        }
-        self.rows = match answer {
-            Answer::F32(rows) => Rows::F32(rows.as_slice()?.to_vec(), width),
-            Answer::F16(rows) => Rows::F16(rows.as_slice()?.to_vec(), width),
-            Answer::Bf16(rows) => {
-                let bits = rows.as_slice()?.iter();
-                Rows::Bf16(bits.map(|&bits| bf16::from_bits(bits)).collect(), width)
-            }
-            Answer::Candidates(ids, values, log_sum_exp) => Rows::Candidates {
-                ids: ids
-                    .as_slice()?
-                    .iter()
-                    .map(|&id| u32::try_from(id))
-                    .collect::<Result<_, _>>()?,
-                values: values.as_slice()?.to_vec(),
-                log_sum_exp: log_sum_exp.as_slice()?.to_vec(),
-                width,
-            },
-        };
-        Ok(())
-    }
-}
-
-impl NextLogits for PyModel {
-    type Error = PyErr;
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    fn extend(&mut self, work: &[Extend<'_>]) -> PyResult<()> {
-        Python::attach(|py| {
-            let slots: Vec<_> = work.iter().map(|w| w.slot).collect();
-            let starts: Vec<_> = slots.iter().map(|&slot| self.lengths[slot]).collect();
-            let counts: Vec<_> = work.iter().map(|w| w.tokens.len()).collect();
-            let wanted: Vec<_> = work.iter().map(|w| w.wanted).collect();
-            let tokens: Vec<_> =
-                work.iter().flat_map(|w| w.tokens).map(|&t| i64::from(t)).collect();
-            let num_rows = wanted.iter().sum();
-            for (slot, count) in slots.iter().zip(&counts) {
-                self.lengths[*slot] += count;
-            }
-            let copies = std::mem::take(&mut self.copies);
-            let arguments = (slots, starts, counts, wanted, tokens.to_pyarray(py), copies);
-            let answer = self.engine.bind(py).call_method1("extend", arguments)?;
-            self.take(&answer.extract()?, num_rows)
-        })
-    }
-
-    fn logits(&self) -> Logits<'_> {
-        match &self.rows {
-            Rows::F32(values, width) => Logits::F32(values, *width),
-            Rows::F16(values, width) => Logits::F16(values, *width),
-            Rows::Bf16(values, width) => Logits::Bf16(values, *width),
-            Rows::Candidates { ids, values, log_sum_exp, width } => {
-                Logits::Candidates { ids, values, log_sum_exp, width: *width }
-            }
-        }
-    }
-
-    fn copy(&mut self, from: usize, to: usize, len: usize) -> PyResult<()> {
-        self.copies.push((from, to, len));
-        self.lengths[to] = len;
-        Ok(())
-    }
-
-    fn truncate(&mut self, slot: usize, len: usize) -> PyResult<()> {
-        self.lengths[slot] = len;
-        Ok(())
-    }
-}
-
-/// A run of the sampling loop.
+/// The sampling loop over an engine: `submit` sequences, then `run`, or `step` until None.
+///
+/// Requests may be submitted and cancelled from any thread while another one is in `run` or `step`.
 ///
 /// Args:
-///     engine: has vocab_size, context_length, slots and the callback extend(...).
-///     prompts: token ids, one list a sequence.
-///     max_new_tokens: how many tokens each sequence gets at most.
-///     window: the model sees this many of the newest tokens.
-///     eos_id: ends a sequence; None for no such token.
-///     temperature, top_k, top_p: see SamplingConfig.
-///     seeds, sequences: the draws' counters, one a prompt.
+///     engine: vocab_size, context_length, slots; tokens and starts, int64 tensors that are written
+///         in place; step, extend and copy: see `gptrs.engines`.
+///     prefill_tokens: the most tokens that one callback reads.
+///     queue: the most requests that may wait; None: any number.
 /// Raises:
-///     ConfigError: a setting is out of its range.
-///     GenerationError: a prompt is empty.
-///     TokenIdError: a prompt has an id outside the vocabulary.
-#[pyclass(name = "Generation", module = "gptrs._core")]
-pub struct PyGeneration(Generation<PyModel>);
+///     ConfigError: the engine has no slots.
+#[pyclass(name = "Generation", module = "gptrs._core", frozen)]
+pub struct PyGeneration {
+    inbox: Arc<Inbox>,
+    vocab_size: usize,
+    work: Mutex<Work>,
+}
 
-/// (request, token or None, finish reason or None)
-type PyEvent = (usize, Option<u32>, Option<&'static str>);
+struct Work {
+    generation: Generation<PyModel>,
+    /// What the other sequences got in a step that raised; the next one hands it on.
+    left: Vec<Event>,
+}
+
+/// (chosen, [(id, log-probability)])
+type PyLogProbs = (f32, Vec<(u32, f32)>);
+/// (request, token, log-probabilities, text, finish reason, tokens kept)
+type PyEvent = (
+    usize,
+    Option<u32>,
+    Option<PyLogProbs>,
+    Option<Py<PyBytes>>,
+    Option<&'static str>,
+    Option<usize>,
+);
+/// (tokens, log-probabilities, text, finish reason)
+type PyOutput = (Vec<u32>, Vec<PyLogProbs>, Option<Py<PyBytes>>, &'static str);
 
 #[pymethods]
 impl PyGeneration {
     #[new]
-    #[pyo3(signature = (
-        engine, prompts, *, max_new_tokens, window, eos_id, temperature, top_k, top_p, seeds, sequences
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python class")]
+    #[pyo3(signature = (engine, *, prefill_tokens=2048, queue=None))]
     fn new(
         engine: &Bound<'_, PyAny>,
-        prompts: Vec<Vec<i64>>,
+        prefill_tokens: usize,
+        queue: Option<usize>,
+    ) -> PyResult<Self> {
+        let options =
+            Options { prefill_tokens, queue: queue.unwrap_or(usize::MAX), ..Options::default() };
+        let model = PyModel::new(engine)?;
+        let vocab_size = model.limits().vocab_size;
+        let generation = Generation::new(model, options).map_err(CoreError)?;
+        let inbox = Arc::clone(generation.inbox());
+        let work = Mutex::new(Work { generation, left: Vec::new() });
+        Ok(Self { inbox, vocab_size, work })
+    }
+
+    /// Lets a sequence wait for a slot; returns its number, counted from 0.
+    ///
+    /// Args:
+    ///     prompt: token ids.
+    ///     row: the prompt's number for messages.
+    ///     window: the model sees this many of the newest tokens.
+    ///     overflow: "slide", "rebase" or "stop".
+    ///     seed, sequence: the draws' counter.
+    /// Raises:
+    ///     GenerationError: the prompt is empty, or too long for overflow="stop".
+    ///     TokenIdError: it has an id outside the vocabulary.
+    ///     QueueFullError: `queue` requests wait already.
+    #[pyo3(signature = (
+        prompt, *, max_new_tokens, window, sampling, overflow="slide", stop_ids=Vec::new(),
+        stop_strings=None, grammar=None, logprobs=None, seed=0, sequence=0, row=0
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    fn submit(
+        &self,
+        prompt: Vec<i64>,
         max_new_tokens: usize,
         window: usize,
-        eos_id: Option<u32>,
-        temperature: f64,
-        top_k: Option<i64>,
-        top_p: Option<f64>,
-        seeds: Vec<u64>,
-        sequences: Vec<u64>,
-    ) -> PyResult<Self> {
-        let model = PyModel::new(engine)?;
-        let sampling = sampling_config(temperature, top_k, top_p)?;
-        let plan = Plan { max_new_tokens, window, eos_id, sampling };
-        let mut requests = Vec::with_capacity(prompts.len());
-        for (row, ((prompt, seed), sequence)) in
-            prompts.iter().zip(seeds).zip(sequences).enumerate()
-        {
-            let prompt = to_ids(row, prompt, model.limits.vocab_size)?;
-            requests.push(Request { prompt, seed, sequence });
-        }
-        Ok(Self(Generation::new(model, plan, requests).map_err(CoreError)?))
+        sampling: &PySamplingConfig,
+        overflow: &str,
+        stop_ids: Vec<u32>,
+        stop_strings: Option<&PyStopStrings>,
+        grammar: Option<&PyGrammar>,
+        logprobs: Option<usize>,
+        seed: u64,
+        sequence: u64,
+        row: usize,
+    ) -> Result<usize, CoreError> {
+        let settings = Arc::new(Settings {
+            max_new_tokens,
+            window,
+            overflow: to_overflow(overflow)?,
+            stop_ids,
+            stop_strings: stop_strings.map(|stops| Arc::clone(&stops.0)),
+            grammar: grammar.map(|grammar| Arc::clone(&grammar.0)),
+            sampling: (*sampling.0).clone(),
+            logprobs,
+        });
+        let prompt = to_ids(row, prompt, self.vocab_size)?;
+        let submitted = self.inbox.submit(Request { prompt, seed, sequence, settings });
+        submitted.map_err(|error| CoreError(of_prompt(row, error)))
     }
 
-    /// Runs to the end: [(token_ids, finish_reason)], in the order of the prompts.
+    /// Ends a request, or all of them, at the next step, with what they have.
+    #[pyo3(signature = (request=None))]
+    fn cancel(&self, request: Option<usize>) {
+        match request {
+            Some(request) => self.inbox.cancel(request),
+            None => self.inbox.cancel_all(),
+        }
+    }
+
+    /// How many requests wait for a slot.
+    #[getter]
+    fn num_waiting(&self) -> usize {
+        self.inbox.num_waiting()
+    }
+
+    /// Runs every request to its end: [(token_ids, logprobs, text, finish_reason)], as submitted.
     ///
     /// Raises:
-    ///     GenerationError: logits that nothing can be drawn from.
-    ///     Anything the engine raises, unchanged.
-    fn run(&mut self, py: Python<'_>) -> PyResult<Vec<(Vec<u32>, &'static str)>> {
-        let outputs = py.detach(|| self.0.run()).map_err(to_py_err)?;
-        Ok(outputs.into_iter().map(|o| (o.tokens, finish_reason(o.finish))).collect())
+    ///     GenerationError: logits that nothing can be drawn from, or it runs already.
+    ///     Anything the engine raises, unchanged. All requests are dropped then.
+    fn run(&self, py: Python<'_>) -> PyResult<Vec<PyOutput>> {
+        let outputs = py.detach(|| self.lock()?.generation.run().map_err(to_py_err))?;
+        Ok(outputs.into_iter().map(|output| to_py_output(py, output)).collect())
     }
 
-    /// One token for every running sequence: [(prompt number, token or None, finish_reason or None)].
+    /// One token for every running sequence: a list of (request, token, logprobs, text,
+    /// finish_reason, tokens_kept), or None once there is nothing left to do.
     ///
-    /// Empty once all sequences have ended. Raises as run does.
-    fn step(&mut self, py: Python<'_>) -> PyResult<Vec<PyEvent>> {
-        let mut events = Vec::new();
-        py.detach(|| self.0.step(&mut events)).map_err(to_py_err)?;
-        let to_py = |e: Event| (e.request, e.token, e.finish.map(finish_reason));
-        Ok(events.into_iter().map(to_py).collect())
+    /// Raises as run does; `failed` then has the requests that ended by it, and the others go on.
+    fn step(&self, py: Python<'_>) -> PyResult<Option<Vec<PyEvent>>> {
+        let events = py.detach(|| self.lock()?.step())?;
+        Ok(events.map(|events| events.into_iter().map(|e| to_py_event(py, e)).collect()))
+    }
+
+    /// The requests that the error of the last step ended, without an event.
+    fn failed(&self) -> PyResult<Vec<usize>> {
+        Ok(self.lock()?.generation.failed().to_vec())
     }
 }
 
-fn to_ids(row: usize, prompt: &[i64], vocab_size: usize) -> Result<Vec<u32>, CoreError> {
+impl PyGeneration {
+    /// Never waits: whoever is inside may wait for the GIL, or be further up on this thread.
+    fn lock(&self) -> PyResult<MutexGuard<'_, Work>> {
+        match self.work.try_lock() {
+            Ok(work) => Ok(work),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(GenerationError::new_err("this generation is running already"))
+            }
+        }
+    }
+}
+
+impl Work {
+    fn step(&mut self) -> PyResult<Option<Vec<Event>>> {
+        if !self.left.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.left)));
+        }
+        let mut events = Vec::new();
+        match self.generation.step(&mut events) {
+            Ok(true) => Ok(Some(events)),
+            Ok(false) => Ok(None),
+            Err(error) => {
+                self.left = events;
+                Err(to_py_err(error))
+            }
+        }
+    }
+}
+
+fn to_overflow(name: &str) -> Result<Overflow, CoreError> {
+    match name {
+        "slide" => Ok(Overflow::Slide),
+        "rebase" => Ok(Overflow::Rebase),
+        "stop" => Ok(Overflow::Stop),
+        _ => {
+            let message = format!("overflow is \"slide\", \"rebase\" or \"stop\", found {name:?}");
+            Err(Error::Setting(message).into())
+        }
+    }
+}
+
+pub fn to_ids(row: usize, prompt: Vec<i64>, vocab_size: usize) -> Result<Vec<u32>, CoreError> {
     let to_id = |(column, &id): (usize, &i64)| {
-        u32::try_from(id)
-            .map_err(|_| gptrs_core::Error::TokenIdInPrompt { id, row, column, vocab_size }.into())
+        u32::try_from(id).map_err(|_| Error::TokenIdInPrompt { id, row, column, vocab_size }.into())
     };
     prompt.iter().enumerate().map(to_id).collect()
 }
 
-fn to_py_err(error: GenerateError<PyErr>) -> PyErr {
+/// The loop counts requests; a caller counts prompts.
+fn of_prompt(row: usize, error: Error) -> Error {
+    match error {
+        Error::EmptyPrompt { .. } => Error::EmptyPrompt { row },
+        Error::PromptTooLong { found, window, .. } => Error::PromptTooLong { row, found, window },
+        Error::TokenIdInPrompt { id, column, vocab_size, .. } => {
+            Error::TokenIdInPrompt { id, row, column, vocab_size }
+        }
+        other => other,
+    }
+}
+
+pub fn to_py_err(error: GenerateError<PyErr>) -> PyErr {
     match error {
         GenerateError::Core(error) => CoreError(error).into(),
         GenerateError::Model(error) => error,
     }
 }
 
-fn finish_reason(finish: Finish) -> &'static str {
+pub fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
+        Finish::Context => "context",
+        Finish::Cancelled => "cancelled",
     }
+}
+
+fn to_py_output(py: Python<'_>, output: Output) -> PyOutput {
+    let logprobs = output.logprobs.into_iter().map(to_py_logprobs).collect();
+    let text = output.text.map(|text| PyBytes::new(py, &text).unbind());
+    (output.tokens, logprobs, text, finish_reason(output.finish))
+}
+
+fn to_py_event(py: Python<'_>, event: Event) -> PyEvent {
+    // Most events have no text of their own, and bytes cost an allocation.
+    let text = (!event.text.is_empty()).then(|| PyBytes::new(py, &event.text).unbind());
+    let finish = event.finish.map(finish_reason);
+    let logprobs = event.logprobs.map(to_py_logprobs);
+    (event.request, event.token, logprobs, text, finish, event.tokens_kept)
+}
+
+fn to_py_logprobs(logprobs: LogProbs) -> PyLogProbs {
+    (logprobs.chosen, logprobs.top)
 }

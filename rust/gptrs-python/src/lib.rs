@@ -3,13 +3,16 @@
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 mod batches;
+mod beam;
 mod build;
+mod constraint;
 mod errors;
 mod generate;
 mod merge;
 mod sampling;
 mod signals;
 mod store;
+mod tensor;
 mod tokenizer;
 mod train;
 mod windows;
@@ -22,13 +25,17 @@ mod _core {
     #[pymodule_export]
     use super::batches::{PyBatchStream, PyStoreWindows, PyWindowBatches};
     #[pymodule_export]
+    use super::beam::beam_search;
+    #[pymodule_export]
     use super::build::PyStoreBuilder;
+    #[pymodule_export]
+    use super::constraint::{PyGrammar, PyMatcher, PyStopStrings, PyTokenBytes};
     #[pymodule_export]
     use super::generate::PyGeneration;
     #[pymodule_export]
     use super::merge::merge_stores;
     #[pymodule_export]
-    use super::sampling::PySampler;
+    use super::sampling::{PySampler, PySamplingConfig};
     #[pymodule_export]
     use super::store::{PyTokenStore, convert_store};
     #[pymodule_export]

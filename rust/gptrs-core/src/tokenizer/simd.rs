@@ -56,7 +56,7 @@ impl Isa {
     }
 
     /// This kind, if this processor is one of it; else the portable.
-    pub(super) fn found(self) -> Found {
+    pub(crate) fn found(self) -> Found {
         Found(if Self::available().contains(&self) { self } else { Self::Portable })
     }
 }

@@ -1,0 +1,154 @@
+//! Tensors of PyTorch and arrays of NumPy, read and written in place.
+//!
+//! ```text
+//! torch.Tensor ─► __dlpack_c_exchange_api__ ┐
+//! numpy.ndarray ─► its fields               ├─► Layout ─► TensorView, WritableTensor, Matrix
+//! an older torch's Tensor ─► data_ptr()     ┘
+//! ```
+//!
+//! Nothing is copied: a view keeps its object alive and can be used without the GIL. As in PyTorch's
+//! own operators, nobody may resize the object or write to it from another thread meanwhile.
+
+#![allow(unsafe_code, reason = "memory that belongs to NumPy or PyTorch")]
+
+mod dlpack;
+mod layout;
+
+use std::slice;
+
+use gptrs_core::sampling::Row;
+use half::{bf16, f16};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use self::layout::{Layout, not_contiguous};
+use crate::errors::GenerationError;
+
+/// What a tensor's elements are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DType {
+    F32,
+    F16,
+    Bf16,
+    I64,
+}
+
+/// A C-contiguous tensor, to be read.
+pub struct TensorView(Layout);
+
+impl TensorView {
+    /// A view of a NumPy array or of a torch tensor on the CPU.
+    ///
+    /// # Errors
+    /// `GenerationError`, with what was found: another kind of object, another device or dtype, or
+    /// elements that do not lie one after the other.
+    pub fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let layout = Layout::of(object)?;
+        layout.check_contiguous(object)?;
+        Ok(Self(layout))
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        self.elements(DType::F32)
+    }
+
+    pub fn as_f16(&self) -> Option<&[f16]> {
+        self.elements(DType::F16)
+    }
+
+    pub fn as_bf16(&self) -> Option<&[bf16]> {
+        self.elements(DType::Bf16)
+    }
+
+    pub fn as_i64(&self) -> Option<&[i64]> {
+        self.elements(DType::I64)
+    }
+
+    /// All elements, if they are of this type; `T` is the type that `dtype` stands for.
+    fn elements<T>(&self, dtype: DType) -> Option<&[T]> {
+        let len = self.shape().iter().product();
+        // SAFETY: contiguous, and `T` is the elements' type.
+        (self.0.dtype == dtype).then(|| unsafe { self.0.slice(0, len) })
+    }
+}
+
+/// A C-contiguous tensor, to be written.
+pub struct WritableTensor(TensorView);
+
+impl WritableTensor {
+    /// As `TensorView::of`; NumPy and autograd must allow writing, too.
+    pub fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let view = TensorView::of(object)?;
+        let flag = object.getattr_opt(intern!(object.py(), "requires_grad"))?;
+        if !view.0.is_writable || flag.is_some_and(|flag| flag.is_truthy().unwrap_or(true)) {
+            let message =
+                "a tensor that is written in place is neither read-only nor requires grad";
+            return Err(GenerationError::new_err(message));
+        }
+        Ok(Self(view))
+    }
+
+    pub fn as_i64_mut(&mut self) -> Option<&mut [i64]> {
+        let len = self.0.as_i64()?.len();
+        // SAFETY: contiguous and writable, as `of` found. The borrow of `self` ends before Python
+        // code runs again, and nothing else in Rust looks at this memory.
+        Some(unsafe { slice::from_raw_parts_mut(self.0.0.data.cast().as_ptr(), len) })
+    }
+}
+
+/// Rows of logits, each contiguous, though perhaps not beside each other, as in `logits[:, -1]`.
+pub struct Matrix(Layout);
+
+impl Matrix {
+    /// A view of float32, float16 or bfloat16 [rows, width].
+    ///
+    /// # Errors
+    /// `GenerationError`, as `TensorView::of`.
+    pub fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let layout = Layout::of(object)?;
+        if layout.dtype == DType::I64 {
+            let message = "logits are float32, float16 or bfloat16, found int64";
+            return Err(GenerationError::new_err(message));
+        }
+        let &[_, width] = layout.shape() else {
+            let message = format!("logits have shape {:?}, expected [B, V]", layout.shape());
+            return Err(GenerationError::new_err(message));
+        };
+        if width > 1 && layout.strides[1] != 1 && !layout.is_empty() {
+            return Err(not_contiguous(object));
+        }
+        Ok(Self(layout))
+    }
+
+    pub fn num_rows(&self) -> usize {
+        self.0.shape[0]
+    }
+
+    pub fn width(&self) -> usize {
+        self.0.shape[1]
+    }
+
+    /// Row `index`. Panics past the last, as a slice does.
+    pub fn row(&self, index: usize) -> Row<'_> {
+        assert!(index < self.num_rows(), "row {index} of {}", self.num_rows());
+        let (start, len) = (index as isize * self.0.strides[0], self.width());
+        // SAFETY: the row is one of the matrix's, its elements follow each other, and are of the
+        // type that the dtype says.
+        unsafe {
+            match self.0.dtype {
+                DType::F32 => Row::F32(self.0.slice(start, len)),
+                DType::F16 => Row::F16(self.0.slice(start, len)),
+                DType::Bf16 => Row::Bf16(self.0.slice(start, len)),
+                DType::I64 => unreachable!("Matrix::of refuses it"),
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+"""`gptrs generate`: to the terminal, from standard input, and from file to file."""
+
+import io
+import json
+import re
+
+import click
+import pytest
+import torch
+
+import gptrs
+from gptrs import cli, prompt_files
+from gptrs.config import GPTConfig
+from gptrs.model import GPTModel
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(context_length=32, emb_dim=16, n_heads=2, n_layers=1))
+    folder = tmp_path_factory.mktemp("model")
+    gptrs.save_checkpoint(model, folder, tokenizer=gptrs.get_tokenizer("gpt2"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(checkpoint):
+    return gptrs.Generator(*gptrs.load_checkpoint(checkpoint))
+
+
+@pytest.fixture
+def run(capsysbinary, monkeypatch, checkpoint):
+    """Runs `gptrs generate` with these arguments: exit code, stdout, stderr."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.main(["generate", "--model", str(checkpoint), *map(str, arguments)])
+        out, err = capsysbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return run
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """A file of five prompts, some with settings of their own."""
+    lines = [
+        {"prompt": "Hello", "id": "a"},
+        {"prompt": "One two three", "id": "b"},
+        {"prompt": "Hello", "temperature": 0.0, "max_new_tokens": 3},
+        {"prompt": "Été", "top_k": 3, "seed": 9},
+        {"prompt": "Hello", "id": {"any": "thing"}},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
+    return file
+
+
+def results(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_standard_input_is_a_prompt(run, generator):
+    expected = generator("Hello", 5, temperature=0.8, seed=3)[0].text
+    code, out, err = run("--max-new-tokens", 5, "--seed", 3, stdin=b"Hello\n")
+    assert (code, out, err) == (0, f"Hello{expected}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        ([], b"", "standard input is empty"),
+        ([], b"ab\xff", "standard input: not UTF-8: byte 0xff at offset 2"),
+        (["--prompt", "x", "--file", __file__], b"", "--prompt and --file exclude each other"),
+        (["--prompt", "x", "--out", "y"], b"", "--out is for --file"),
+        (["--file", __file__, "--show-probs"], b"", "--show-probs is for the terminal"),
+        (["--prompt", "x", "--logit-bias", "5"], b"", "--logit-bias is ID=VALUE"),
+        (["--prompt", "x", "--min-p", "2"], b"", "min_p"),
+        (["--prompt", "x", "--typical-p", "0"], b"", "typical_p"),
+        (["--prompt", "x", "--repetition-penalty", "0"], b"", "repetition_penalty"),
+        (["--prompt", "x", "--regex", "("], b"", "regex"),
+        (["--prompt", "x", "--num-samples", "0"], b"", "num_samples"),
+        (["--file", "nowhere.jsonl"], b"", "nowhere.jsonl"),
+    ],
+)
+def test_bad_usage_is_one_line_and_writes_nothing(run, arguments, stdin, message):
+    code, out, err = run(*arguments, stdin=stdin)
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_every_setting_reaches_the_sampling_loop(run, generator):
+    settings = {
+        "top_k": 200, "top_p": 0.99, "min_p": 0.001, "typical_p": 0.95, "repetition_penalty": 1.3,
+        "frequency_penalty": 0.2, "presence_penalty": 0.3, "no_repeat_ngram_size": 2,
+        "min_new_tokens": 3, "seed": 4,
+    }  # fmt: skip
+    arguments = [part for k, v in settings.items() for part in (f"--{k.replace('_', '-')}", v)]
+    _, out, _ = run("--prompt", "Hello", "--max-new-tokens", 8, *arguments, "--logit-bias", "11=30")
+    [expected] = generator("Hello", 8, temperature=0.8, **settings, logit_bias={11: 30.0})
+    assert out == f"Hello{expected.text}\n"
+    assert "," in expected.text
+
+
+def test_a_constraint_holds(run):
+    _, out, _ = run("--prompt", "x", "--choice", "yes", "--choice", "no", "--seed", 1)
+    assert out in ("xyes\n", "xno\n")
+    _, out, _ = run("--prompt", "x", "--regex", "[0-9]{3}-[a-f]+", "--max-new-tokens", 12)
+    assert re.fullmatch("x[0-9]{3}-[a-f]+\n", out)
+
+
+def test_several_texts_are_numbered(run, generator):
+    expected = generator("Hello", 4, temperature=0.8, seed=2, num_samples=2)
+    _, out, _ = run("--prompt", "Hello", "--max-new-tokens", 4, "--seed", 2, "--num-samples", 2)
+    assert out == "".join(f"--- {n}\nHello{c.text}\n" for n, c in enumerate(expected, start=1))
+
+
+def test_the_likeliest_of_several_texts_is_kept(run, generator):
+    for option, name in (("--best-of", "best_of"), ("--num-beams", "num_beams")):
+        arguments = {"temperature": 0.8, "seed": 2, name: 3}
+        [expected] = generator("Hello", 4, **arguments)
+        _, out, _ = run("--prompt", "Hello", "--max-new-tokens", 4, "--seed", 2, option, 3)
+        assert out == f"Hello{expected.text}\n"
+
+
+def test_colours_say_how_probable_tokens_are(run, generator, monkeypatch):
+    [completion] = generator("Hello", 6, temperature=0.0, logprobs=0)
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
+    _, out, err = run(
+        "--prompt", "Hello", "--max-new-tokens", 6, "--temperature", 0, "--show-probs"
+    )
+    assert click.unstyle(out) == f"Hello{completion.text}\n"
+    assert out.count("\x1b[38;5;") == 6 + 1
+    assert "probability" in err
+
+
+def test_a_file_gives_what_each_prompt_gives_by_itself(run, generator, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    code, printed, _ = run("--file", prompts, "--out", out, "--seed", 5, "--max-new-tokens", 6)
+    assert (code, printed) == (0, "")
+    rows = results(out)
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row.get("id") for row in rows] == ["a", "b", None, None, {"any": "thing"}]
+    own = [{}, {}, {"temperature": 0.0}, {"top_k": 3, "seed": 9}, {}]
+    for index, (row, settings) in enumerate(zip(rows, own, strict=True)):
+        arguments = {"temperature": 0.8, "seed": 5, "sequences": [index]} | settings
+        [alone] = generator(row["prompt"], 3 if index == 2 else 6, **arguments)
+        assert (row["text"], row["seed"]) == (alone.text, arguments["seed"])
+        assert row["finish_reason"] == alone.finish_reason
+    assert not list(tmp_path.glob("*.settings.json"))
+
+
+def test_without_out_a_files_texts_are_printed(run, prompts, tmp_path):
+    run("--file", prompts, "--out", tmp_path / "out", "--seed", 5, "--max-new-tokens", 6)
+    code, printed, _ = run("--file", prompts, "--seed", 5, "--max-new-tokens", 6)
+    assert (code, printed) == (0, (tmp_path / "out").read_text())
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+@pytest.mark.parametrize("seed", [(), ("--seed", 5)])
+def test_a_stopped_file_goes_on_as_if_it_had_not(
+    run, prompts, tmp_path, monkeypatch, seed, num_samples
+):
+    """Killed after every number of bytes that makes a difference."""
+    monkeypatch.setattr(prompt_files, "LINES_TOGETHER", 2)
+    monkeypatch.setattr(prompt_files, "fresh_seed", lambda: 77)
+    out = tmp_path / "out.jsonl"
+    settings_file = tmp_path / "out.jsonl.settings.json"
+    arguments = ("--file", prompts, "--out", out, "--max-new-tokens", 4, *seed,
+                 "--num-samples", num_samples)  # fmt: skip
+    with monkeypatch.context() as patch:
+        kept = []
+        patch.setattr(prompt_files.Path, "unlink", lambda path: kept.append(path.read_bytes()))
+        assert run(*arguments)[0] == 0
+    whole = out.read_bytes()
+    settings_file.unlink(missing_ok=True)
+    assert len(whole.splitlines()) == 5 * num_samples
+    monkeypatch.setattr(prompt_files, "fresh_seed", lambda: 78)
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for size in [0, 1, ends[0] - 1, ends[0], ends[1], ends[1] + 5, ends[-2], len(whole)]:
+        out.write_bytes(whole[:size])
+        settings_file.write_bytes(kept[0])
+        assert run(*arguments)[0] == 0
+        assert out.read_bytes() == whole
+        assert not settings_file.exists()
+
+
+def test_results_are_never_mixed_or_overwritten(run, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    arguments = ("--file", prompts, "--out", out, "--max-new-tokens", 2)
+    assert run(*arguments)[0] == 0
+    whole = out.read_bytes()
+    code, _, err = run(*arguments)
+    assert code == cli.EXIT_USAGE
+    assert "is complete already" in err
+
+    begun = {"max_new_tokens": 2, "temperature": 0.5, "overflow": "slide", "num_samples": 1}
+    (tmp_path / "out.jsonl.settings.json").write_text(json.dumps(begun | {"seed": 1}))
+    code, _, err = run(*arguments)
+    assert code == cli.EXIT_USAGE
+    assert "was begun with" in err
+    assert out.read_bytes() == whole
+
+
+def test_results_of_other_prompts_are_not_gone_on_with(run, prompts, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    arguments = ("--file", prompts, "--out", out, "--max-new-tokens", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_files.Path, "unlink", lambda path: None)
+        run(*arguments)
+    whole = out.read_bytes()
+    prompts.write_text(prompts.read_text().replace("One two", "Two one"))
+    code, _, err = run(*arguments)
+    assert code == cli.EXIT_USAGE
+    assert "line 2 is of 'One two three'" in err
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", ":3: not JSON"),
+        (b"[1]", ':3: expected {"prompt": "..."}, found [1]'),
+        (b'{"text": "x"}', ":3: expected"),
+        (b'{"prompt": 5}', ":3: expected"),
+        (b'{"prompt": ""}', ":3: the prompt is empty"),
+        (b'{"prompt": "x", "temprature": 1}', ":3: unknown setting 'temprature'"),
+        (b"\xff", "not UTF-8"),
+    ],
+)
+def test_a_bad_line_is_found_before_anything_is_written(run, tmp_path, line, message):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"prompt": "x"}\n\n' + line + b"\n")
+    code, out, err = run("--file", file, "--out", tmp_path / "out")
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert message in err
+    assert list(tmp_path.iterdir()) == [file]
