@@ -60,7 +60,7 @@ test-rust:
 test-python: build
 	$(PY) -m pytest $(ARGS)
 
-fuzz: fuzz-encode fuzz-decode fuzz-description fuzz-tokenizer_file ## fuzz-NAME or all, a minute each or ARGS=seconds (needs cargo-fuzz)
+fuzz: fuzz-encode fuzz-decode fuzz-description fuzz-tokenizer_file fuzz-sampler ## fuzz-NAME or all, a minute each or ARGS=seconds (needs cargo-fuzz)
 
 # RUSTC_BOOTSTRAP lets a stable compiler take the flags that fuzzing needs. Comparisons go untraced:
 # most are the slow reference's. It takes quadratic time, so its texts are short.

@@ -13,27 +13,6 @@ from gptrs.errors import ConfigError, GenerationError, TokenIdError
 CONTEXT = 16
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(2)
-    return GPTModel(
-        {
-            "vocab_size": 50257,
-            "context_length": CONTEXT,
-            "emb_dim": 16,
-            "n_heads": 2,
-            "n_layers": 2,
-            "drop_rate": 0.1,
-            "qkv_bias": False,
-        }
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def gen(model):
-    return Generator(model)
-
-
 PROMPTS = [
     "Hello",
     "The cat sat on the mat and",

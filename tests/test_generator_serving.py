@@ -18,22 +18,6 @@ PROMPTS = ["Hello", "The cat sat on the mat and", "a", "one two three " * 9]
 PATIENCE_S = 30
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(2)
-    return GPTModel(
-        {
-            "vocab_size": 50257,
-            "context_length": 16,
-            "emb_dim": 16,
-            "n_heads": 2,
-            "n_layers": 2,
-            "drop_rate": 0.1,
-            "qkv_bias": False,
-        }
-    ).eval()
-
-
 @pytest.fixture
 def gen(model):
     gen = Generator(model)

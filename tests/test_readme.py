@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+import transformers
 
 import gptrs
 from gptrs.text import help_topics
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TEN_LINES, GENERATOR_LINES, TOKENIZER_LINES, STORE_LINES = re.findall(
+TEN_LINES, GENERATOR_LINES, SAMPLER_LINES, TOKENIZER_LINES, STORE_LINES = re.findall(
     r"```python\n(.*?)```", README, flags=re.DOTALL
 )
 
@@ -47,6 +48,21 @@ def test_a_trained_model_streams_as_shown(capsys, tmp_path, monkeypatch):
     exec(GENERATOR_LINES, names)
     assert capsys.readouterr().out
     assert len(names["completions"]) == 8
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", names["date"].text)
+    assert len(names["best"].token_ids) == 30
+    assert names["handle"].done()
+
+
+def test_the_sampler_works_alone_and_in_transformers_as_shown():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=12, n_layer=1, n_head=2)
+    names = {
+        "model": transformers.GPT2LMHeadModel(config).eval(),
+        "input_ids": torch.tensor([[1, 2, 3]]),
+        "logits": torch.randn(4, 50257),
+    }
+    exec(SAMPLER_LINES, names)
+    assert names["ids"].shape == (4,)
 
 
 def test_the_tokenizer_does_what_is_shown(tmp_path, monkeypatch):

@@ -10,35 +10,12 @@ import pytest
 import torch
 
 import gptrs
-from gptrs import Generator, GPTModel
+from gptrs import Generator
 from gptrs.errors import QueueFullError
 from gptrs.text_stream import BytesStream, DecodedStream
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 PROMPTS = ["Hello", "The cat sat on the mat and", "a", "one two three " * 9]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(2)
-    return GPTModel(
-        {
-            "vocab_size": 50257,
-            "context_length": 16,
-            "emb_dim": 16,
-            "n_heads": 2,
-            "n_layers": 2,
-            "drop_rate": 0.1,
-            "qkv_bias": False,
-        }
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def gen(model):
-    gen = Generator(model)
-    yield gen
-    gen.close()
 
 
 def test_a_stream_gives_the_text_of_the_call(gen):

@@ -9,7 +9,7 @@
 //!
 //! Each means what transformers' processor of that name does. Nothing is ever fully sorted, and on every
 //! processor, on any number of threads and in any batch the same tokens come out. Something that changes
-//! single logits goes into [`adjust`], something that drops tokens is a file in [`filters`].
+//! single logits goes into `adjust`, something that drops tokens is a file in `filters`.
 
 mod adjust;
 mod batch;
@@ -98,8 +98,7 @@ impl Sampler {
     /// the settings drop. With temperature 0 one token has it all.
     ///
     /// # Errors
-    /// As `sample`; `out` does not have one element for each token of the row, or for each id up to
-    /// the largest candidate's.
+    /// As `sample`; `out` is shorter than the row, or ends before the largest candidate's id.
     pub fn probabilities(&mut self, choice: &Choice<'_>, out: &mut [f32]) -> Result<()> {
         let config = choice.config;
         let expected = choice.row.vocab_size();

@@ -199,13 +199,16 @@ impl<'a> Candidates<'a> {
 
     /// Drops what has less than `threshold`.
     pub fn keep_at_least(&mut self, by: By, threshold: f32) {
+        if !self.weighed {
+            return self.list(by, threshold);
+        }
         let values = self.lists.values(by, self.row);
         let num_kept = dispatch(self.simd, Count { values, threshold });
         if num_kept == self.len() {
             return;
         }
         // To take the weight off some is faster than to make a list of all the others.
-        if self.weighed && num_kept > self.len() / 2 {
+        if num_kept > self.len() / 2 {
             let Lists { weights, sums, logits, scores, .. } = &mut *self.lists;
             let scores = match by {
                 By::Logit => Some(self.row.unwrap_or(logits)),

@@ -11,27 +11,20 @@ use super::kernels::BLOCK;
 pub fn draw(candidates: &Candidates<'_>, uniform: f64) -> u32 {
     let (weights, sums) = (&candidates.lists.weights, &candidates.lists.sums);
     let target = uniform * candidates.total();
-    let mut below = 0.0;
-    let mut last = 0;
-    for (number, sum) in sums.iter().enumerate() {
+    let (mut first, mut below) = (0, 0.0);
+    for sum in sums {
         if below + sum > target {
-            let first = number * BLOCK;
-            for (index, &weight) in (first..).zip(&weights[first..weights.len().min(first + BLOCK)])
-            {
-                below += f64::from(weight);
-                if below > target {
-                    return candidates.id(index);
-                }
-            }
-            // Its sum was rounded up past the target: it is the last that has any weight.
-            last = number;
             break;
         }
         below += sum;
-        if *sum > 0.0 {
-            last = number;
+        first += BLOCK;
+    }
+    for (index, &weight) in weights.iter().enumerate().skip(first) {
+        below += f64::from(weight);
+        if below > target {
+            return candidates.id(index);
         }
     }
-    let end = weights.len().min((last + 1) * BLOCK);
-    candidates.id(weights[..end].iter().rposition(|&weight| weight > 0.0).unwrap_or_default())
+    // The sum was rounded up past all of them: it is the last that has any weight.
+    candidates.id(weights.iter().rposition(|&weight| weight > 0.0).unwrap_or_default())
 }
