@@ -89,6 +89,8 @@ bench-tokenizer: build
 	@$(PY) benches/tokenizer_environment.py
 	.venv-bench/bin/python benches/bench_tokenizer.py $(ARGS)
 
+bench-decoding: bench-sampling bench-generation ## the sampler, the loop and the engines beside their peers
+
 bench-%: build ## run benches/bench_NAME.py
 	$(PY) benches/bench_$(subst -,_,$*).py $(ARGS)
 

@@ -9,6 +9,7 @@ logits are made up, so that no model is needed:
 """
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,8 @@ from gptrs import Sampler, SamplingConfig, _core
 VOCAB_SIZE, BATCH_SIZE = 50_257, 64
 HISTORY_LENGTH = 100
 ROUNDS, ROUND_S = 5, 0.03
+# OpenMP's threads spin for a while after their work: they would keep the next one off a processor.
+PAUSE_S = 0.02
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
 """Draws for logits [B, V], given the ids so far, int64 [B, T]."""
@@ -186,6 +189,7 @@ def interleaved(candidates: dict[str, Callable[[], object]]) -> dict[str, list[f
     for _ in range(ROUNDS):
         for name, run in candidates.items():
             count = repeats[name]
+            time.sleep(PAUSE_S)
             taken = seconds(lambda run=run, count=count: [run() for _ in range(count)])
             times[name].append(taken / count)
     return times

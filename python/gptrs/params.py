@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gptrs.config import GPTConfig
-
-_BYTES_FLOAT32 = 4
-# Weights, gradients and AdamW's two moments.
-_BYTES_ADAMW = 4 * _BYTES_FLOAT32
+from gptrs.tables import align
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,23 +75,20 @@ def format_budget(cfg: GPTConfig, name: str) -> str:
     against the book's, which has neither.
     """
     rows = parameter_budget(cfg)
-    parts = ["  " * row.depth + row.part for row in rows]
-    part_width = max(map(len, parts))
-    count_width = max(len(f"{row.count:,}") for row in rows)
-    lines = [f"{name}: {_shape(cfg)}", ""]
-    for part, row in zip(parts, rows, strict=True):
-        if row.part == "total":
-            lines.append("-" * (part_width + 2 + count_width))
-        line = f"{part:<{part_width}}  {row.count:>{count_width},}  {row.formula}"
-        lines.append(line.rstrip())
-    total = rows[-1].count
-    lines += [
-        "",
-        f"float32 weights take {_size(total * _BYTES_FLOAT32)}; to train them with AdamW, "
-        f"{_size(total * _BYTES_ADAMW)} (weights, gradients, two moments), activations besides.",
-        *_difference_to_the_book(cfg, name),
-    ]
-    return "\n".join(lines)
+    lines = align(
+        [["  " * row.depth + row.part, f"{row.count:,}", row.formula] for row in rows], "<><"
+    )
+    rule = "-" * len(lines[-1])
+    return "\n".join(
+        [
+            f"{name}: {shape(cfg)}",
+            "",
+            *lines[:-1],
+            rule,
+            lines[-1],
+            *_difference_to_the_book(cfg, name),
+        ]
+    )
 
 
 def _difference_to_the_book(cfg: GPTConfig, name: str) -> list[str]:
@@ -114,26 +108,12 @@ def _difference_to_the_book(cfg: GPTConfig, name: str) -> list[str]:
         *((f"{count:+,}", reason) for count, reason in steps),
         (f"{count_parameters(cfg):,}", name),
     ]
-    width = max(len(count) for count, _ in table)
-    return [
-        "",
-        "Beside the book's choices:",
-        *(f"  {count:>{width}}  {why}" for count, why in table),
-    ]
+    return ["", "Beside the book's choices:", *("  " + line for line in align(table, "><"))]
 
 
-def _shape(cfg: GPTConfig) -> str:
+def shape(cfg: GPTConfig) -> str:
+    """The five numbers that make a model's size, in a line."""
     return (
         f"vocab_size {cfg.vocab_size:,}, context_length {cfg.context_length:,}, "
         f"emb_dim {cfg.emb_dim:,}, n_heads {cfg.n_heads}, n_layers {cfg.n_layers}"
     )
-
-
-def _size(num_bytes: int) -> str:
-    """`num_bytes` in the decimal unit that suits it, e.g. "652 MB"."""
-    size = float(num_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

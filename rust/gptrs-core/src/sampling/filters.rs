@@ -23,11 +23,16 @@ pub fn filter(candidates: &mut Candidates<'_>, config: &SamplingConfig) {
     if let Some(k) = config.top_k {
         top_k::keep(candidates, k);
     }
+    let top_p = config.top_p.filter(|&p| p < 1.0);
+    let min_p = config.min_p.filter(|&share| share > 0.0);
+    if let (None, Some(share)) = (top_p, min_p) {
+        min_p::foresee(candidates, share, config.temperature);
+    }
     candidates.weigh(config.temperature);
-    if let Some(p) = config.top_p.filter(|&p| p < 1.0) {
+    if let Some(p) = top_p {
         top_p::keep(candidates, p);
     }
-    if let Some(share) = config.min_p.filter(|&share| share > 0.0) {
+    if let Some(share) = min_p {
         min_p::keep(candidates, share);
     }
     if let Some(p) = config.typical_p.filter(|&p| p < 1.0) {
