@@ -132,7 +132,7 @@ def main() -> None:
         f"NumPy takes a row's maximum in {VOCAB_SIZE * 4e6 / rate:.1f} us",
     )
     if LlamaSampler is None:
-        print("llama_cpp is not installed: llama.cpp's sampler is left out\n")
+        print("llama.cpp is left out: it needs pip install --group bench-sampling\n")
     columns = ["microseconds a step", "logits", "beside"]
     columns += ["batch 1", "ours", "is", "batch 64", "ours", "is", "2 threads", "ours", "is"]
     rows = []

@@ -23,7 +23,9 @@ class LlamaSamplerOfOneRow:
         library = llama_cpp
         self.chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
         make = {
-            "repetition_penalty": lambda x: library.llama_sampler_init_penalties(LAST_N, x, 0, 0),
+            "repetition_penalty": lambda penalty: library.llama_sampler_init_penalties(
+                vocab_size, LAST_N, penalty, 0, 0
+            ),
             "top_k": library.llama_sampler_init_top_k,
             "typical_p": lambda p: library.llama_sampler_init_typical(p, MIN_KEEP),
             "top_p": lambda p: library.llama_sampler_init_top_p(p, MIN_KEEP),
@@ -49,7 +51,9 @@ class LlamaSamplerOfOneRow:
         data = ctypes.cast(address, ctypes.POINTER(llama_cpp.llama_token_data))
         array = llama_cpp.llama_token_data_array(data, len(row), -1, False)
         llama_cpp.llama_sampler_apply(self.chain, ctypes.byref(array))
-        return array.data[array.selected].id
+        token = array.data[array.selected].id
+        llama_cpp.llama_sampler_accept(self.chain, token)
+        return token
 
 
 LlamaSampler = None if llama_cpp is None else LlamaSamplerOfOneRow

@@ -47,7 +47,7 @@ def python(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "generate", "train-tokenizer", "tokenize", "params"]
+    "command", ["demo", "train", "generate", "train-tokenizer", "tokenize", "params", "explain"]
 )
 def test_every_command_explains_itself(run, command):
     code, out, err = run(command, "--help")

@@ -73,6 +73,7 @@ def test_standard_input_is_a_prompt(run, generator):
         ([], b"ab\xff", "standard input: not UTF-8: byte 0xff at offset 2"),
         (["--prompt", "x", "--file", __file__], b"", "--prompt and --file exclude each other"),
         (["--prompt", "x", "--out", "y"], b"", "--out is for --file"),
+        (["--prompt", "x", "--logprobs", "2"], b"", "--logprobs is for --file"),
         (["--file", __file__, "--show-probs"], b"", "--show-probs is for the terminal"),
         (["--prompt", "x", "--logit-bias", "5"], b"", "--logit-bias is ID=VALUE"),
         (["--prompt", "x", "--min-p", "2"], b"", "min_p"),
@@ -101,6 +102,27 @@ def test_every_setting_reaches_the_sampling_loop(run, generator):
     [expected] = generator("Hello", 8, temperature=0.8, **settings, logit_bias={11: 30.0})
     assert out == f"Hello{expected.text}\n"
     assert "," in expected.text
+
+
+def test_a_banned_word_is_not_written(run, generator):
+    settings = ("--prompt", "Hello", "--max-new-tokens", 6, "--temperature", 0)
+    [completion] = generator("Hello", 6, temperature=0.0)
+    word = generator.tokenizer.decode(completion.token_ids[2:3]).strip()
+    assert word in completion.text
+    _, out, _ = run(*settings, "--ban", word)
+    assert word not in out
+
+
+def test_log_probabilities_go_into_the_file(run, generator, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run("--file", prompts, "--out", out, "--seed", 5, "--max-new-tokens", 3, "--logprobs", 2)
+    row = results(out)[1]
+    [expected] = generator(row["prompt"], 3, temperature=0.8, seed=5, sequences=[1], logprobs=2)
+    assert row["token_ids"] == expected.token_ids
+    assert row["logprobs"] == pytest.approx([each.chosen for each in expected.logprobs], abs=1e-5)
+    assert [[token for token, _ in top] for top in row["top_logprobs"]] == [
+        [token for token, _ in each.top] for each in expected.logprobs
+    ]
 
 
 def test_a_constraint_holds(run):

@@ -14,7 +14,7 @@ import gptrs
 from gptrs.text import help_topics
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TEN_LINES, GENERATOR_LINES, SAMPLER_LINES, TOKENIZER_LINES, STORE_LINES = re.findall(
+TEN_LINES, GENERATOR_LINES, WEIGHTS_LINES, SAMPLER_LINES, TOKENIZER_LINES, STORE_LINES = re.findall(
     r"```python\n(.*?)```", README, flags=re.DOTALL
 )
 
@@ -51,6 +51,17 @@ def test_a_trained_model_streams_as_shown(capsys, tmp_path, monkeypatch):
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", names["date"].text)
     assert len(names["best"].token_ids) == 30
     assert names["handle"].done()
+
+
+def test_real_weights_come_and_go_as_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=12, n_layer=1, n_head=2))
+    theirs.save_pretrained("gpt2-folder")
+    exec(WEIGHTS_LINES, {})
+    assert capsys.readouterr().out
+    back = transformers.GPT2LMHeadModel.from_pretrained("out").state_dict()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in theirs.state_dict().items())
 
 
 def test_the_sampler_works_alone_and_in_transformers_as_shown():

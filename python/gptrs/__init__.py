@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gptrs.layers import TransformerBlock as TransformerBlock
     from gptrs.loader import WindowLoader as WindowLoader
     from gptrs.model import GPTModel as GPTModel
+    from gptrs.pretrained import from_hub as from_hub
     from gptrs.sampling import Sampler as Sampler
     from gptrs.sampling_config import SamplingConfig as SamplingConfig
     from gptrs.store import TokenStore as TokenStore
@@ -70,6 +71,7 @@ _EXPORTS = {
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
     "loader": ("WindowLoader",),
     "model": ("GPTModel",),
+    "pretrained": ("from_hub",),
     "sampling": ("Sampler",),
     "sampling_config": ("SamplingConfig",),
     "store": ("TokenStore", "convert_store"),

@@ -9,11 +9,8 @@ instant the directory holds one whole checkpoint, the old or the new, and damage
 """
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
+from gptrs.manifest import CONFIG_FILE as CONFIG_FILE
+from gptrs.manifest import FORMAT as FORMAT
+from gptrs.manifest import RUN_FOLDER as RUN_FOLDER
+from gptrs.manifest import WEIGHTS_FILE, Manifest, checkpoint_in, read_manifest
 from gptrs.model import GPTModel
 from gptrs.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
 
-FORMAT = "gptrs-checkpoint"
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
-RUN_FOLDER = "checkpoint"
-"""Where a run has its checkpoint."""
-_WEIGHTS_FILE = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 _TEMPORARY = ".tmp-checkpoint-"
 
 
@@ -69,7 +63,7 @@ def save_checkpoint(
         if saved is not None:
             # An older checkpoint's tokenizer is replaced by the same.
             saved.save(directory)
-        manifest = _Manifest(model.cfg, weights_file, saved is not None, metadata or {})
+        manifest = Manifest(model.cfg, weights_file, saved is not None, metadata or {})
         _write(directory, CONFIG_FILE, lambda path: path.write_text(manifest.to_json(), "utf-8"))
         _remove_leftovers(directory, weights_file)
     except OSError as error:
@@ -115,8 +109,8 @@ def load_checkpoint(
         CheckpointError: there is none, or it is damaged, foreign, or of a newer format. The message
             names the file, and every tensor that is missing, unexpected, or of the wrong shape.
     """
-    directory = _checkpoint_in(directory)
-    manifest = _read_manifest(directory)
+    directory = checkpoint_in(directory)
+    manifest = read_manifest(directory)
     weights_path = _checked_path(directory, manifest.weights_file)
     try:
         tensors = load_file(weights_path)
@@ -140,8 +134,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     Raises:
         CheckpointError: there is no checkpoint, or its tokenizer is damaged.
     """
-    directory = _checkpoint_in(directory)
-    if not _read_manifest(directory).has_tokenizer:
+    directory = checkpoint_in(directory)
+    if not read_manifest(directory).has_tokenizer:
         return None
     try:
         return Tokenizer.load(directory)
@@ -151,77 +145,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
 
 def load_metadata(directory: str | Path) -> dict[str, Any]:
     """The metadata that the checkpoint was saved with. Reads no weights."""
-    return _read_manifest(_checkpoint_in(directory)).metadata
-
-
-@dataclass(frozen=True, slots=True)
-class _Manifest:
-    """What config.json says."""
-
-    model: GPTConfig
-    weights_file: str
-    has_tokenizer: bool
-    metadata: dict[str, Any]
-
-    def to_json(self) -> str:
-        content = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "model": self.model.to_dict(),
-            "weights_file": self.weights_file,
-            "has_tokenizer": self.has_tokenizer,
-            "metadata": self.metadata,
-        }
-        try:
-            return json.dumps(content, indent=2) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"metadata must be JSON: {error}") from error
-
-
-def _checkpoint_in(directory: str | Path) -> Path:
-    """`directory`, or the checkpoint of the run that it is."""
-    directory = Path(directory)
-    of_run = directory / RUN_FOLDER
-    is_run = (of_run / CONFIG_FILE).is_file() and not (directory / CONFIG_FILE).exists()
-    return of_run if is_run else directory
-
-
-def _read_manifest(directory: Path) -> _Manifest:
-    path = directory / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(
-            f"{directory}: no checkpoint here: there is no {CONFIG_FILE}"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a gptrs checkpoint: its format is not {FORMAT!r}")
-    if (version := content.get("format_version")) != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {version!r}; this gptrs reads version {FORMAT_VERSION}"
-        )
-    try:
-        return _Manifest(
-            model=GPTConfig.of(content["model"]),
-            weights_file=_checked_name(content["weights_file"]),
-            has_tokenizer=bool(content["has_tokenizer"]),
-            metadata=dict(content["metadata"]),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{path}: damaged: there is no {error}") from error
-    except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-
-
-def _checked_name(name: Any) -> str:
-    """`name`, if `save_checkpoint` could have given it: nothing outside the directory is opened."""
-    if not isinstance(name, str) or not _WEIGHTS_FILE.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a weights file")
-    return name
+    return read_manifest(checkpoint_in(directory)).metadata
 
 
 def _checked_path(directory: Path, name: str) -> Path:
@@ -291,6 +215,6 @@ def _sync(path: Path) -> None:
 def _remove_leftovers(directory: Path, weights_file: str) -> None:
     """Deletes what earlier checkpoints and killed saves left; no file of any other name."""
     for path in directory.iterdir():
-        is_old = _WEIGHTS_FILE.fullmatch(path.name) and path.name != weights_file
+        is_old = WEIGHTS_FILE.fullmatch(path.name) and path.name != weights_file
         if is_old or path.name.startswith(_TEMPORARY):
             path.unlink(missing_ok=True)

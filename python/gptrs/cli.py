@@ -1,6 +1,7 @@
 """The command `gptrs`: reads arguments and files, calls the library, prints.
 
-    gptrs demo | train DATA... | generate --model DIR --prompt TEXT | params PRESET
+    gptrs demo | train DATA... | generate --model DIR --prompt TEXT
+    gptrs params PRESET|DIR | explain TEXT --model PRESET|DIR
     gptrs train-tokenizer DATA... | tokenize FILES...
     gptrs build INPUT... --out DIR | merge PART... --out DIR
     gptrs inspect STORE | verify STORE | convert STORE OUT --to FORMAT
@@ -23,7 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from gptrs.build_commands import build, merge
-from gptrs.config import PRESETS, GPTConfig
+from gptrs.config import GPTConfig
 from gptrs.errors import (
     ConfigError,
     DataError,
@@ -33,6 +34,7 @@ from gptrs.errors import (
     TokenizerError,
 )
 from gptrs.generate_commands import generate
+from gptrs.model_commands import explain, params
 from gptrs.store_commands import convert, inspect, verify
 from gptrs.token_commands import tokenize, tokenizer_option, train_tokenizer
 from gptrs.training_config import SMALL_GPT, TrainingConfig
@@ -224,13 +226,5 @@ gptrs.add_command(merge)
 gptrs.add_command(inspect)
 gptrs.add_command(verify)
 gptrs.add_command(convert)
-
-
-@gptrs.command(epilog=f"Presets: {', '.join(PRESETS)}.")
-@click.argument("preset")
-def params(preset: str) -> None:
-    """Count a model's parameters, each with its formula."""
-    from gptrs.config import get_config
-    from gptrs.params import format_budget
-
-    click.echo(format_budget(get_config(preset), preset))
+gptrs.add_command(params)
+gptrs.add_command(explain)

@@ -1,15 +1,13 @@
-"""What a token costs to compute, by both usual conventions, from the config alone.
+"""What a token costs to compute, part by part and by both usual conventions, from the config alone.
 
-    blocks     N = n_layers * (4 + 8) * emb_dim^2     weights of a block's matrices, all blocks
-    matmuls    M = N + vocab_size * emb_dim           and those of the output head
+    blocks' matrices    N = n_layers * 12 * emb_dim^2 weights       2 * N        Kaplan: 2 N, 6 N
+    output head         vocab_size * emb_dim weights               + 2 each
+    attention           two products with length tokens            + 4 * ...     PaLM, Megatron-LM
 
-               one token, forward                                 to train
-    Kaplan     2 * N                                              3 times that, 6 * N
-    PaLM       2 * M + 4 * n_layers * length * emb_dim            3 times that, 6 * M + 12 * ...
-
-A multiplication and an addition are two FLOPs. The backward pass has two matmuls for each one of
-the forward pass: by the weights, and by the inputs. Embeddings are looked up and cost none; norms,
-GELU and softmax cost under a hundredth, and nobody counts them. Imports no torch.
+A multiplication and an addition are two FLOPs. Training takes three times the forward pass: the
+backward pass has two matmuls for each of its own, by the weights and by the inputs. Embeddings are
+looked up and cost none; norms, GELU and softmax are few beside matmuls, and nobody counts them.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,17 +18,18 @@ from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError
 from gptrs.tables import align
 
+KAPLAN = "Kaplan et al. 2020"
+MATMULS = "PaLM, Megatron-LM"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlopsRow:
-    """FLOPs per token by one convention."""
+    """FLOPs per token of one part, or by one convention."""
 
-    convention: str
-    """What is counted."""
-    source: str
-    """Who counts so."""
+    part: str
+    """What is counted, or who counts so."""
     formula: str
-    """Of `inference`, in the config's field names, with `length` for the number of tokens."""
+    """Of `inference`, in the config's field names and `length`, or in words."""
     inference: int
     """Of a forward pass."""
 
@@ -41,11 +40,16 @@ class FlopsRow:
 
 
 def flops_per_token(cfg: GPTConfig, length: int | None = None) -> list[FlopsRow]:
-    """FLOPs per token of `cfg`'s model by two conventions: without attention, and all matmuls.
+    """FLOPs per token of `cfg`'s model: three parts, then the two usual conventions.
 
-    The second is what torch's FlopCounterMode counts forward, and to train with attention written
-    out; fused attention computes its scores again in the backward pass, 2 * n_layers * length *
-    emb_dim more. Half of the attention is masked and counted all the same, as in the sources.
+    KAPLAN (section 2.1): 2 N and 6 N, with N the weights of the blocks'
+    matrices; no embeddings, no output head, no attention. MATMULS: all three parts, so 6 N +
+    12 L D T to train, with N all weights that are multiplied (Chowdhery et al. 2022, PaLM,
+    appendix B; Narayanan et al. 2021, Megatron-LM, without its recomputation).
+
+    The latter is what torch's FlopCounterMode counts: forward in any case, and to train with
+    attention written out. Fused attention computes its scores again in the backward pass, which is
+    2 * n_layers * length * emb_dim more. Masked scores are counted, as in the sources.
 
     Args:
         length: tokens attended to: the sequence's when training or reading a prompt, those in the
@@ -55,21 +59,20 @@ def flops_per_token(cfg: GPTConfig, length: int | None = None) -> list[FlopsRow]
     """
     length = checked_length(cfg, length)
     V, D, L = cfg.vocab_size, cfg.emb_dim, cfg.n_layers
-    blocks = 2 * L * 12 * D * D
-    attention = 4 * L * length * D
+    blocks, head, attention = 2 * L * 12 * D * D, 2 * V * D, 4 * L * length * D
     return [
         FlopsRow(
-            convention="blocks' weights only",
-            source="Kaplan et al. 2020, section 2.1: 2 N and 6 N, N without embeddings and head",
-            formula="2 * n_layers * 12 * emb_dim^2",
-            inference=blocks,
+            part="blocks' matrices", formula="2 * n_layers * 12 * emb_dim^2", inference=blocks
+        ),
+        FlopsRow(part="output head", formula="2 * vocab_size * emb_dim", inference=head),
+        FlopsRow(part="attention", formula="4 * n_layers * length * emb_dim", inference=attention),
+        FlopsRow(
+            part=KAPLAN, formula="2 N, 6 N to train: blocks' matrices alone", inference=blocks
         ),
         FlopsRow(
-            convention="all matmuls",
-            source="PaLM (Chowdhery et al. 2022), appendix B: 6 N + 12 L H Q T, with the N weights "
-            "that are multiplied; Megatron-LM (Narayanan et al. 2021) counts the same",
-            formula="... + 2 * vocab_size * emb_dim + 4 * n_layers * length * emb_dim",
-            inference=blocks + 2 * V * D + attention,
+            part=MATMULS,
+            formula="all three; 6 N + 12 L D T to train",
+            inference=blocks + head + attention,
         ),
     ]
 
@@ -86,19 +89,19 @@ def checked_length(cfg: GPTConfig, length: int | None) -> int:
 
 
 def format_flops(cfg: GPTConfig, length: int | None = None) -> str:
-    """The two rows as text for a terminal."""
+    """The rows as text for a terminal."""
     rows = flops_per_token(cfg, length)
     header = ["FLOPs per token", "inference", "training", "inference is"]
-    cells = [
-        [row.convention, f"{row.inference:,}", f"{row.training:,}", row.formula] for row in rows
-    ]
+    cells = [[row.part, f"{row.inference:,}", f"{row.training:,}", row.formula] for row in rows]
+    lines = align([header, *cells], "<>><")
+    first_convention = next(i for i, row in enumerate(rows, start=1) if row.part == KAPLAN)
+    rule = "-" * len(align([row[:3] for row in [header, *cells]], "<>>")[1])
     return "\n".join(
         [
-            *align([header, *cells], "<>><"),
-            f"length is {checked_length(cfg, length):,}; training is 3 times inference. A "
-            "multiplication and an addition are two.",
-            "The first is 2 N and 6 N (Kaplan et al. 2020), N without embeddings and head; the "
-            "second adds",
-            "head and attention: 6 N + 12 L D T (PaLM, 2022, appendix B; Megatron-LM, 2021).",
+            *lines[:first_convention],
+            rule,
+            *lines[first_convention:],
+            f"length is {checked_length(cfg, length):,}; training is 3 times inference. "
+            "A multiplication and an addition are two.",
         ]
     )

@@ -60,12 +60,16 @@ _sampling_options = _options(
                  help="No run of this many tokens is written twice."),
     click.option("--logit-bias", "biases", multiple=True, metavar="ID=VALUE",
                  help="Added to this token's logit; may be repeated."),
+    click.option("--ban", "banned", multiple=True, metavar="TEXT",
+                 help="A word that is never written; may be repeated."),
     click.option("--min-new-tokens", type=int, help="No end of text before that many tokens."),
     click.option("--seed", type=int, help="The same seed writes the same text."),
     click.option("--num-samples", default=1, show_default=True, help="Texts for each prompt."),
     click.option("--best-of", type=int, help="Write this many, keep the likeliest."),
     click.option("--num-beams", type=int,
                  help="Beam search: the likeliest text that so many beams find."),
+    click.option("--length-penalty", type=float,
+                 help="Above 0 beam search prefers longer texts, below shorter ones."),
     click.option("--stop", multiple=True, help="A text that ends the writing; may be repeated."),
     click.option("--choice", "choices", multiple=True,
                  help="The whole answer is one of these texts; may be repeated."),
@@ -87,6 +91,8 @@ _sampling_options = _options(
               help="Where --file's texts go. The same command again goes on there.")  # fmt: skip
 @click.option("--show-probs", is_flag=True,
               help="Colour each token by the probability that the model gave it.")  # fmt: skip
+@click.option("--logprobs", type=int,
+              help="With --file: log-probabilities, of so many other tokens too.")  # fmt: skip
 @_sampling_options
 @click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto",
               show_default=True, help="Where to compute.")  # fmt: skip
@@ -98,6 +104,7 @@ def generate(
     file: Path | None,
     out: Path | None,
     show_probs: bool,
+    logprobs: int | None,
     device: str,
     dtype: str | None,
     **options: Any,
@@ -113,13 +120,18 @@ def generate(
         raise click.UsageError("--out is for --file: a prompt's text goes to the terminal")
     if show_probs and file is not None:
         raise click.UsageError("--show-probs is for the terminal, not for --file")
+    if logprobs is not None and file is None:
+        raise click.UsageError("--logprobs is for --file: the terminal has --show-probs")
     if prompt == "":
         raise click.UsageError("--prompt is empty: there is nothing to go on from")
-    settings = _settings(options)
+    banned = options.pop("banned")
+    settings = _settings(options | {"logprobs": logprobs})
     if file is None and prompt is None:
         prompt = _standard_input()
 
     generator = _load(model, device, dtype)
+    if banned:
+        settings["bad_words_ids"] = _bad_words(banned, generator.tokenizer)
     if file is not None:
         from gptrs.prompt_files import generate_file
 
@@ -148,6 +160,11 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(value)
     except ValueError:
         raise click.UsageError(f"--logit-bias is ID=VALUE, as 198=-5; found {text!r}") from None
+
+
+def _bad_words(words: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The ids of each word, at the start of a text and behind a space."""
+    return [tokenizer.encode(text) for word in words for text in (word, f" {word}")]
 
 
 def _standard_input() -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,11 @@ from gptrs.state_dict import is_tied, register_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from os import PathLike
+
+    import tiktoken
+
+    from gptrs.tokenizer import Tokenizer
 
 __all__ = [
     "GELU",
@@ -185,6 +190,57 @@ class GPTModel(nn.Module):
             left_out = sorted(names - set(state_dict))
             result.missing_keys.extend(left_out if len(left_out) == 1 else [])
         return result
+
+    @staticmethod
+    def from_pretrained(
+        path: str | PathLike[str],
+        *,
+        cfg: ConfigLike | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> GPTModel:
+        """The model in a folder or file that gptrs or somebody else wrote, in eval mode.
+
+        Reads transformers' GPT-2 (a folder, or its safetensors, sharded too), a checkpoint or run
+        of gptrs, the book's state_dict (.pth; its fast variant's too), and nanoGPT's ckpt.pt. (That
+        one's GELU is the exact one; here it is GPT-2's approximation, and logits differ a little.)
+
+        Args:
+            cfg: the model's config, which must fit the weights. Needed where neither the file nor a
+                config.json beside it has one and the heads are not 64 wide, as all of GPT-2's are.
+                Dropout and tying are free: an untied model gets a tied one's matrix twice.
+            dtype: what the weights become; default: what they are.
+        Raises:
+            CheckpointError: nothing is there, or it is damaged, or no GPT-2, or holds more than
+                tensors, or tensors are missing, unexpected, of the wrong shape or not finite; the
+                message lists all of them.
+            ConfigError: cfg does not fit; the message lists every field that differs.
+        """
+        from gptrs.pretrained import from_pretrained
+
+        return from_pretrained(path, cfg=cfg, dtype=dtype, device=device)
+
+    def save_pretrained(
+        self,
+        directory: str | PathLike[str],
+        *,
+        format: Literal["gptrs", "hf", "book"] = "gptrs",  # noqa: A002
+        tokenizer: Tokenizer | tiktoken.Encoding | None = None,
+    ) -> None:
+        """Writes the model to `directory`, which is made if missing; its config.json comes last.
+
+        Args:
+            format: "gptrs", a checkpoint; "hf", which transformers' `GPT2LMHeadModel` and its
+                pipelines open; "book", a `model.pth` that the book's GPTModel loads strictly.
+            tokenizer: saved along. With "hf" and a vocabulary of 50,257, None is GPT-2's.
+        Raises:
+            CheckpointError: the directory cannot be written.
+            ConfigError: the format cannot hold this model or tokenizer, or the directory has a
+                model in another format. Nothing was written.
+        """
+        from gptrs.export import save_pretrained
+
+        save_pretrained(self, directory, format=format, tokenizer=tokenizer)
 
     def _trunk(
         self,

@@ -205,6 +205,7 @@ def _result(line: Line, completion: Completion) -> bytes:
     if completion.logprobs is not None:
         result["token_ids"] = completion.token_ids
         result["logprobs"] = [logprob.chosen for logprob in completion.logprobs]
+        result["top_logprobs"] = [logprob.top for logprob in completion.logprobs]
     return (json.dumps(result, ensure_ascii=False) + "\n").encode()
 
 

@@ -285,19 +285,25 @@ class Tokenizer:
             OSError: the file cannot be written.
         """
         file = _in_directory(path)
-        write_whole(file, self._core.to_json().encode())
+        write_whole(file, self.to_json().encode())
         return file
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self._core.to_json()
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer in a `tokenizer.json`, or in a directory that holds one.
+
+        Where a directory has none, its `vocab.json` and `merges.txt` are read, as GPT-2's have.
 
         Raises:
             TokenizerError: there is none, or it is damaged or of a kind that is not supported.
         """
         file = _in_directory(path)
         try:
-            return named(_core.Tokenizer.from_json(file.read_bytes()))
+            return named(_core.Tokenizer.from_json(_content(file)))
         except OSError as error:
             raise TokenizerError(f"{file} cannot be read: {error.strerror or error}") from error
         except TokenizerError as error:
@@ -363,7 +369,7 @@ def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken
     Args:
         spec: "gpt2"; "tiktoken:NAME" for one of tiktoken's own encodings, which tiktoken fetches
             from the network or its cache; or the path of a `tokenizer.json`, or of a directory that
-            holds one.
+            holds one, or GPT-2's older `vocab.json` and `merges.txt`.
 
     Raises:
         TokenizerError: there is no such tokenizer, or a file holds one that is not supported.
@@ -436,6 +442,16 @@ def _in_directory(path: str | os.PathLike[str]) -> Path:
     from pathlib import Path
 
     return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
+
+
+def _content(file: Path) -> bytes:
+    """What `file`, a tokenizer.json, says, or would say: older folders have two other files."""
+    if file.name == FILE_NAME and not file.exists():
+        from gptrs.tokenizer_files import has_gpt2_files, read_gpt2_files
+
+        if has_gpt2_files(file.parent):
+            return read_gpt2_files(file.parent)
+    return file.read_bytes()
 
 
 def _plain(ids: Iterable[int] | SupportsToList) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +25,14 @@ from gptrs.errors import CheckpointError
 INDEX_SUFFIX = ".index.json"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""The dtypes that weights may have, by their names in safetensors."""
+
 # Under these keys training scripts keep the state_dict: the book's, nanoGPT's, Lightning's.
 _NESTED = ("model_state_dict", "model", "state_dict")
 
@@ -34,7 +41,8 @@ class Entry(NamedTuple):
     """A tensor that has not been read."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | str
+    """A name where weights cannot have it."""
     storage: int | None
     """What two names of one tensor have in common; None: nothing can be shared in this format."""
 
@@ -81,7 +89,9 @@ class _Safetensors:
         with self._open() as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             self.entries: Mapping[str, Entry] = {
-                name: Entry(tuple(part.get_shape()), _dtype(part.get_dtype()), None)
+                name: Entry(
+                    tuple(part.get_shape()), FLOATS.get(part.get_dtype(), part.get_dtype()), None
+                )
                 for name, part in slices.items()
             }
 
@@ -92,7 +102,7 @@ class _Safetensors:
 
     def _open(self) -> Any:
         try:
-            return safe_open(self.path, framework="pt")  # type: ignore[no-untyped-call]
+            return safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{self.path}: not a readable safetensors file: {error}"
@@ -108,7 +118,7 @@ class _Sharded:
             name: _Safetensors(path.parent / name) for name in sorted({*self._shard_of.values()})
         }
         # The shards say what there is; the index alone may be wrong.
-        self.entries = {
+        self.entries: Mapping[str, Entry] = {
             name: self._shards[shard].entries[name]
             for name, shard in self._shard_of.items()
             if name in self._shards[shard].entries
@@ -139,7 +149,7 @@ class _Torch:
         loaded = _load(path)
         settings = loaded.get("model_args")
         self.settings = settings if isinstance(settings, Mapping) else {}
-        self.entries = {
+        self.entries: Mapping[str, Entry] = {
             name: Entry(tuple(value.shape), value.dtype, value.untyped_storage().data_ptr())
             for name, value in _state_dict(loaded).items()
             if isinstance(value, Tensor)
@@ -168,7 +178,7 @@ def _load(path: Path) -> dict[str, Any]:
             "could run code when they are loaded. Save the model's state_dict() instead: "
             f"{_first_line(error)}"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # Reading damaged pickles fails in all the ways there are.
         raise CheckpointError(
             f"{path}: not a readable file of torch.save: {_first_line(error)}"
         ) from error
@@ -189,20 +199,3 @@ def _load_tensors(path: Path) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I64": torch.int64,
-}
-
-
-def _dtype(name: str) -> torch.dtype:
-    """Of those that no weights have, one integer is as good as another: all are refused."""
-    return _SAFETENSORS_DTYPES.get(name, torch.int32)

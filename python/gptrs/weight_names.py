@@ -90,39 +90,37 @@ class Recipe(NamedTuple):
     """How a file's names become ours."""
 
     sources: dict[str, Source]
-    """Our names, and what each is made of. Not every file has all of them."""
-    unknown: list[str]
-    """Names in the file that mean nothing here."""
+    """Our names, and what each is made of. A name that means nothing here stays as it is."""
     has_biases: bool
     """nanoGPT can leave out every bias, which is as good as zeros."""
 
 
 def recipe_for(shapes: Mapping[str, tuple[int, ...]]) -> Recipe | None:
     """How these tensors become ours; None where they are no GPT-2's nor the book's."""
-    plain = {_plain(name): name for name in shapes}
-    if "wte.weight" in plain:
-        table, qkv = _GPT2_MODEL | _of_blocks(plain, _GPT2_BLOCK, "h."), _GPT2_QKV
-    elif "tok_emb.weight" in plain:
-        table, qkv = _FAST | _of_blocks(plain, _FAST_BLOCK, "trf_blocks."), _FAST_QKV
+    plain = [(_plain(name), name) for name in shapes]
+    shorts = {short for short, _ in plain}
+    if "wte.weight" in shorts:
+        table, qkv = _GPT2_MODEL | _of_blocks(shorts, _GPT2_BLOCK, "h."), _GPT2_QKV
+    elif "tok_emb.weight" in shorts:
+        table, qkv = _FAST | _of_blocks(shorts, _FAST_BLOCK, "trf_blocks."), _FAST_QKV
     else:
         return None
-    conv1d = _is_conv1d(shapes[name] for short, name in plain.items() if qkv in short)
+    learned = [(short, name) for short, name in plain if not _MASK.fullmatch(short)]
+    conv1d = _is_conv1d(shapes[name] for short, name in learned if _GPT2_QKV in short)
     sources: dict[str, Source] = {}
-    unknown: list[str] = []
-    for short, name in plain.items():
+    for short, name in learned:
         is_transposed = conv1d and short.startswith("h.") and len(shapes[name]) == 2
-        if _MASK.fullmatch(short):
+        if f".{qkv}." not in short:
+            ours = table.get(short, short)
+            # Two names of one tensor of ours: the second is one too many.
+            sources[name if ours in sources else ours] = Source(name, None, is_transposed)
             continue
-        if f".{qkv}." in short:
-            for part, layer in enumerate(_QKV_LAYERS):
-                ours = _in_block(short).replace(qkv, f"att.{layer}")
-                sources[ours] = Source(name, part, is_transposed)
-        elif short in table or short.startswith(("tok_emb", "pos_emb", "trf_", "final_", "out_")):
-            sources[table.get(short, short)] = Source(name, None, is_transposed)
-        else:
-            unknown.append(name)
-    has_biases = any(short.endswith((".bias", ".shift")) for short in plain if _is_learned(short))
-    return Recipe(sources, unknown, has_biases)
+        for part, layer in enumerate(_QKV_LAYERS):
+            ours = re.sub(r"^h\.", "trf_blocks.", short).replace(qkv, f"att.{layer}")
+            sources[ours] = Source(name, part, is_transposed)
+    return Recipe(
+        sources, has_biases=any(name.endswith((".bias", ".shift")) for name, _ in learned)
+    )
 
 
 def to_gpt2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,15 +178,6 @@ def _of_blocks(names: Iterable[str], table: Mapping[str, str], prefix: str) -> d
     }
 
 
-def _in_block(short: str) -> str:
-    """`short`, a name inside a block, inside ours."""
-    return re.sub(r"^h\.", "trf_blocks.", short)
-
-
 def _is_conv1d(shapes: Iterable[tuple[int, ...]]) -> bool:
     """Whether query, key and value lie side by side, [D, 3 D]. Square layers look alike in both."""
     return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in shapes)
-
-
-def _is_learned(short: str) -> bool:
-    return not _MASK.fullmatch(short)

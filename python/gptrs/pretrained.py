@@ -1,0 +1,152 @@
+"""`GPTModel.from_pretrained`: whose weights these are, which config they have, and the model.
+
+    path ─► own checkpoint ─► load_checkpoint
+        └─► file and config.json ─► whose names? ─► config ─► filled model
+
+Reads config.json, and leaves the tensors to `weight_files`, their names to `weight_names` and the
+model to `filled_model`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptrs.checkpoint import load_checkpoint
+from gptrs.config import ConfigLike, GPTConfig
+from gptrs.errors import CheckpointError, MissingExtraError
+from gptrs.filled_model import filled_model
+from gptrs.manifest import CONFIG_FILE, FORMAT, RUN_FOLDER
+from gptrs.model import GPTModel
+from gptrs.pretrained_config import (
+    check_fits,
+    complete,
+    config_of_file,
+    config_of_json,
+    is_known,
+)
+from gptrs.weight_files import WeightFile, open_weights
+from gptrs.weight_names import recipe_for
+
+WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "model.pth",
+    "ckpt.pt",
+)
+"""What is looked for in a folder, in this order."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json")
+
+
+def from_pretrained(
+    path: str | os.PathLike[str],
+    *,
+    cfg: ConfigLike | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> GPTModel:
+    """What `GPTModel.from_pretrained` says."""
+    path = Path(path)
+    wanted = None if cfg is None else GPTConfig.of(cfg)
+    if not path.exists():
+        hint = f"; gptrs.from_hub({str(path)!r}) fetches a model from the Hugging Face hub"
+        raise CheckpointError(
+            f"{path}: no such file or folder{hint if _HUB_NAME.fullmatch(str(path)) else ''}"
+        )
+    if _is_own_checkpoint(path):
+        model, _ = load_checkpoint(path, device=device)
+        if wanted is not None:
+            check_fits(wanted, model.cfg.to_dict(), path)
+        return model if dtype is None else model.to(dtype)
+    file, stated = _find(path)
+    shapes = {name: entry.shape for name, entry in file.entries.items()}
+    recipe = recipe_for(shapes)
+    if recipe is None:
+        raise CheckpointError(
+            f"{file.path}: no GPT-2's weights (wte.weight ...) and no book's (tok_emb.weight ...); "
+            f"it has {', '.join(list(shapes)[:6]) or 'no tensors'}"
+        )
+    found = config_of_file(file, recipe, stated)
+    if found["tie_embeddings"]:
+        # A tied file has one matrix; the book's model, which is not tied, takes it twice.
+        recipe.sources.setdefault("out_head.weight", recipe.sources["tok_emb.weight"])
+    if wanted is None:
+        wanted = complete(found, file.path)
+    else:
+        check_fits(wanted, found, file.path)
+    return filled_model(wanted, file, recipe, dtype=dtype, device=device)
+
+
+def from_hub(
+    name: str,
+    *,
+    revision: str | None = None,
+    cfg: ConfigLike | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> GPTModel:
+    """A GPT-2 of the Hugging Face hub, such as "openai-community/gpt2", kept in the hub's cache.
+
+    Args:
+        name: the repository. It must have safetensors.
+        revision: a branch, tag or commit; default: the main branch.
+        cfg, dtype, device: as for `GPTModel.from_pretrained`.
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        CheckpointError: the hub cannot be reached and its cache does not have the model, or there
+            is no such model, or it is not a GPT-2.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtraError(
+            f"from_hub({name!r}) needs huggingface_hub: pip install huggingface_hub"
+        ) from error
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES))
+    except Exception as error:  # The HTTP client's errors are among them, whichever it has.
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{name!r} cannot be fetched from the Hugging Face hub, and its cache does not have "
+            f"it: {type(error).__name__}: {reason}"
+        ) from error
+    return from_pretrained(folder, cfg=cfg, dtype=dtype, device=device)
+
+
+def _is_own_checkpoint(path: Path) -> bool:
+    """A checkpoint's folder, or that of a run, which has its checkpoint in it."""
+    if (path / CONFIG_FILE).exists():
+        return bool(_read_json(path / CONFIG_FILE).get("format") == FORMAT)
+    return (path / RUN_FOLDER / CONFIG_FILE).exists()
+
+
+def _find(path: Path) -> tuple[WeightFile, dict[str, Any]]:
+    """The weights, and what a config.json beside them says."""
+    folder = path if path.is_dir() else path.parent
+    config = folder / CONFIG_FILE
+    content = _read_json(config) if config.exists() else {}
+    # What lies beside a file may have nothing to do with it; a folder is one model.
+    is_meant = config.exists() and (path.is_dir() or is_known(content))
+    stated = config_of_json(content, config) if is_meant else {}
+    if not path.is_dir():
+        return open_weights(path), stated
+    for name in WEIGHTS_FILES:
+        if (path / name).exists():
+            return open_weights(path / name), stated
+    raise CheckpointError(f"{path}: no weights here: there is no {' or '.join(WEIGHTS_FILES)}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,136 @@
+"""Memory counted from the config is what the real tensors take."""
+
+import random
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from gptrs.config import PRESETS, GPTConfig, get_config
+from gptrs.errors import ConfigError
+from gptrs.loss import next_token_loss
+from gptrs.memory_budget import format_memory, generating_memory, training_memory
+from gptrs.model import GPTModel
+from gptrs.params import count_parameters, parameter_budget
+
+
+def random_config(seed):
+    rng = random.Random(seed)
+    n_heads = rng.randint(1, 4)
+    return GPTConfig(
+        vocab_size=rng.randint(2, 300),
+        context_length=rng.randint(8, 24),
+        emb_dim=n_heads * rng.choice([32, 64]),
+        n_heads=n_heads,
+        n_layers=rng.randint(1, 3),
+        drop_rate=0.0,
+        qkv_bias=rng.random() < 0.5,
+        tie_embeddings=rng.random() < 0.5,
+        init="gpt2",
+    )
+
+
+def by_part(rows):
+    return {row.part: row for row in rows}
+
+
+def num_bytes(tensors):
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_weights_gradients_and_moments_take_what_they_take_after_a_step(seed):
+    cfg = random_config(seed)
+    model = GPTModel(cfg)
+    optimizer = torch.optim.AdamW(model.parameters())
+    ids = torch.randint(cfg.vocab_size, (1, 8))
+    next_token_loss(model, ids, ids).backward()
+    optimizer.step()
+    moments = [
+        state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    ]
+    budget = by_part(training_memory(cfg))
+    assert budget["weights"].float32 == num_bytes(model.parameters())
+    assert budget["gradients"].float32 == num_bytes(p.grad for p in model.parameters())
+    assert budget["AdamW's moments"].float32 == num_bytes(moments)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_and_cache_take_what_they_take_when_generating(seed, dtype):
+    cfg = random_config(seed)
+    model = GPTModel(cfg).to(getattr(torch, dtype))
+    budget = by_part(generating_memory(cfg))
+    assert getattr(budget["weights"], dtype) == num_bytes(model.parameters())
+    per_sequence = getattr(budget["KV cache a sequence"], dtype)
+    assert 3 * per_sequence == model.new_cache(3).storage.nbytes
+
+
+def bytes_kept(model, batch_size, length, dtype):
+    """What a forward pass keeps for the backward pass besides the weights, each storage once."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(model.cfg.vocab_size, (batch_size, length))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"),
+    ):
+        loss = next_token_loss(model, ids, ids)
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.05), ("bfloat16", 0.15)])
+def test_activations_and_copies_are_what_autograd_keeps(seed, dtype, tolerance):
+    cfg = random_config(seed)
+    model, length = GPTModel(cfg), cfg.context_length
+    one, three = (bytes_kept(model, batch_size, length, dtype) for batch_size in (1, 3))
+    # What does not grow with the batch are the weights' copies.
+    activations = (three - one) / 2
+    budget = by_part(training_memory(cfg, length, batch_size=1))
+    assert getattr(budget["activations"], dtype) == pytest.approx(activations, rel=tolerance)
+    copies = getattr(budget["bfloat16 copies"], dtype)
+    few = 4 * cfg.n_layers * 10 * cfg.emb_dim + 8 * cfg.context_length
+    assert copies == pytest.approx(one - activations, abs=few)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_formula_gives_its_bytes_and_the_parts_sum_to_the_total(name):
+    cfg = get_config(name)
+    parts = {row.part.replace("-", "_"): row.count for row in parameter_budget(cfg)}
+    names = asdict(cfg) | parts
+    names |= {"parameters": count_parameters(cfg), "length": 100, "batch_size": 3}
+    for *rows, total in (generating_memory(cfg, 100), training_memory(cfg, 100, 3)):
+        for row in rows:
+            numbers = eval(row.formula.replace("feed-forward", "feed_forward"), {}, names)
+            assert row.float32 in (4 * numbers, 0), row
+            assert 2 * numbers <= row.bfloat16 <= 4 * numbers, row
+        assert total.part == "total"
+        assert total.float32 == sum(row.float32 for row in rows)
+        assert total.bfloat16 == sum(row.bfloat16 for row in rows)
+
+
+def test_what_no_step_can_have_is_refused():
+    cfg = get_config("gpt2-124m")
+    with pytest.raises(ConfigError, match="batch_size is 0; it must be 1 or more"):
+        training_memory(cfg, batch_size=0)
+    for budget in (generating_memory, training_memory):
+        with pytest.raises(ConfigError, match="length is 1025; it must be 1 to context_length"):
+            budget(cfg, 1025)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_text_has_every_part_in_100_columns(name):
+    cfg = get_config(name)
+    lines = format_memory(cfg, batch_size=512).splitlines()
+    for row in (*generating_memory(cfg), *training_memory(cfg)):
+        assert any(line.startswith(row.part) and line.endswith(row.formula) for line in lines)
+    assert max(map(len, lines)) <= 100

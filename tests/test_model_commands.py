@@ -1,0 +1,149 @@
+"""`gptrs params` and `gptrs explain`, as a terminal sees them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gptrs
+from gptrs import cli
+from gptrs.config import PRESETS, GPTConfig, get_config
+from gptrs.flops import format_flops
+from gptrs.memory_budget import format_memory
+from gptrs.model import GPTModel
+from gptrs.params import format_budget
+
+CONFIG = GPTConfig(context_length=8, emb_dim=8, n_heads=2, n_layers=1)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs `gptrs` with these arguments: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "run" / "checkpoint"
+    gptrs.save_checkpoint(GPTModel(CONFIG), folder, tokenizer=gptrs.get_tokenizer("gpt2"))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["params", "explain"])
+def test_both_commands_explain_themselves(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: gptrs {command} [OPTIONS] ")
+    assert f"  {command} " in run("--help")[1]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_params_prints_parameters_flops_and_memory_of_every_preset(run, name):
+    cfg = get_config(name)
+    texts = (format_budget(cfg, name), format_flops(cfg), format_memory(cfg))
+    assert run("params", name) == (0, "\n\n".join(texts) + "\n", "")
+
+
+def test_params_counts_for_a_length_and_a_batch_size(run):
+    cfg = get_config("gpt2-124m")
+    code, out, _ = run("params", "gpt2-124m", "--length", 128, "--batch-size", 16)
+    assert code == 0
+    assert format_flops(cfg, 128) in out
+    assert format_memory(cfg, 128, 16) in out
+
+
+def test_params_takes_a_checkpoint_or_a_run_and_needs_no_weights(run, checkpoint):
+    (weights,) = checkpoint.glob("*.safetensors")
+    weights.unlink()
+    for folder in (checkpoint, checkpoint.parent):
+        code, out, _ = run("params", folder)
+        assert code == 0
+        assert out.startswith(format_budget(CONFIG, str(folder)))
+
+
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_params_does_not_import_torch(checkpoint, with_folder):
+    program = (
+        "import sys; from gptrs.cli import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    model = str(checkpoint) if with_folder else "gpt3-175b"
+    command = [sys.executable, "-c", program, "params", model]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_explain_shows_the_whole_way_through_a_checkpoint(run, checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent.parent)
+    code, out, err = run("explain", "Hello, I am", "--model", "run")
+    assert (code, err) == (0, "")
+    assert "the weights saved in run" in out
+    order = [
+        " 1  text", "token ids", "token embeddings", "positional embeddings", "input embeddings",
+        "trf_blocks.0.norm1", "queries, keys, values", "attention scores", "attention weights",
+        "context vectors", "first shortcut", "trf_blocks.0.norm2", "feed forward",
+        "second shortcut", "all blocks", "final_norm", "logits", "probabilities", "greedy: ",
+    ]  # fmt: skip
+    places = [out.index(step) for step in order]
+    assert places == sorted(places)
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_explain_says_that_a_presets_weights_are_random_and_draws_them_by_seed(run, monkeypatch):
+    small = GPTConfig(context_length=8, emb_dim=8, n_heads=2, n_layers=1)
+    monkeypatch.setattr("gptrs.model_commands.PRESETS", {"small": small})
+    monkeypatch.setattr("gptrs.model_commands.get_config", lambda name: small)
+    state = torch.random.get_rng_state()
+    texts = [run("explain", "Hi", "--model", "small", "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert "random weights from seed 1: it has learned nothing" in texts[0]
+    assert texts[0] == texts[1]
+    assert texts[0].replace("seed 1", "seed 2") != texts[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_explain_refuses_a_preset_that_is_larger_than_memory(run, monkeypatch):
+    monkeypatch.setattr("gptrs.memory.available_bytes", lambda device: 10**9)
+    code, out, err = run("explain", "Hi", "--model", "gpt3-175b")
+    assert (code, out) == (cli.EXIT_FAILURE, "")
+    assert "gpt3-175b in float32 takes 698.42 GB; 1.00 GB are available" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["params"], "Missing argument 'PRESET|DIR'"),
+        (["params", "gpt2-124"], "unknown preset 'gpt2-124': did you mean"),
+        (["params", "."], "no checkpoint here: there is no config.json"),
+        (["params", "gpt2-124m", "--length", "2000"], "length is 2000; it must be 1 to"),
+        (["params", "gpt2-124m", "--batch-size", "0"], "--batch-size"),
+        (["explain", "Hi"], "Missing option '--model'"),
+        (["explain", "", "--model", "gpt2-124m"], "TEXT is empty"),
+        (["explain", "Hi", "--model", "gpt9"], "unknown preset 'gpt9'"),
+        (["explain", "Hi", "--model", "."], "no checkpoint here: there is no config.json"),
+        (["explain", "Hi", "--model", "gpt2-124m", "--seed", "-1"], "--seed"),
+        (["explain", "Hi", "--model", "gpt2-124m", "--blocks", "-1"], "--blocks"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_explain_needs_a_tokenizer_and_a_text_that_the_model_can_see(run, tmp_path, checkpoint):
+    code, out, err = run("explain", "a b c d e f g h i", "--model", checkpoint)
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert "9 tokens, more than context_length 8" in err
+    gptrs.save_checkpoint(GPTModel(CONFIG), tmp_path / "bare")
+    code, out, err = run("explain", "Hi", "--model", tmp_path / "bare")
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert "was saved without a tokenizer, so it takes no text" in err
