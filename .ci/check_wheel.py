@@ -32,7 +32,7 @@ METADATA = {
     "Requires-Python": ">=3.11",
     "Description-Content-Type": "text/markdown",
 }
-EXTRAS = {"distributed", "parquet", "plots"}
+EXTRAS = {"distributed", "hub", "parquet", "plots"}
 # Long enough to pass every stage: samples, checkpoint, reload, streamed text.
 DEMO_ARGS = ["--minutes", "0.5"]
 
