@@ -39,7 +39,7 @@ DEV_WHEELS  := target/wheels/dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-rust test-python fuzz bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
+.PHONY: help demo test test-rust test-python fuzz bench-decoding bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
