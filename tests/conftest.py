@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gptrs
+from gptrs import cli
 
 # The models here are tiny: threads would spend their time waiting for each other, above all where
 # the machine is shared.
@@ -36,3 +37,27 @@ def gen(model):
     gen = gptrs.Generator(model)
     yield gen
     gen.close()
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs `gptrs` with these arguments: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def eot_logits():
+    """A model that always expects end-of-text: ids [B, T] to logits [B, T, V]."""
+    tokenizer = gptrs.get_tokenizer("gpt2")
+
+    def call(ids):
+        logits = torch.zeros(*ids.shape, tokenizer.n_vocab)
+        logits[..., tokenizer.eot_token] = 1e6
+        return logits
+
+    return call

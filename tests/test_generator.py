@@ -22,12 +22,6 @@ PROMPTS = [
 ]
 
 
-def eot_logits(ids):
-    logits = torch.zeros(*ids.shape, TOKENIZER.n_vocab)
-    logits[..., TOKENIZER.eot_token] = 1e6
-    return logits
-
-
 def test_prompts_of_different_lengths_give_what_each_gives_alone(model, gen):
     completions = gen(PROMPTS, 20, temperature=0, eos_id=None)
     for text, completion in zip(PROMPTS, completions, strict=True):
@@ -77,7 +71,7 @@ def test_a_prompt_is_a_text_or_ids_in_any_container(gen, prompt):
     assert gen(torch.tensor([[15496, 11]]), 5, seed=1) == expected
 
 
-def test_the_end_of_text_stops_a_sequence_and_is_not_part_of_it(model):
+def test_the_end_of_text_stops_a_sequence_and_is_not_part_of_it(eot_logits, model):
     [free] = Generator(model)("Hello", 10, temperature=0, eos_id=None)
     stop = free.token_ids[4]
     [stopped] = Generator(model)("Hello", 10, temperature=0, eos_id=stop)

@@ -21,12 +21,6 @@ PROMPTS = [
 ]
 
 
-def eot_logits(ids):
-    logits = torch.zeros(*ids.shape, TOKENIZER.n_vocab)
-    logits[..., TOKENIZER.eot_token] = 1e6
-    return logits
-
-
 def recorded(model):
     """A callable of `model`, and the logits of the last position that it gave, call after call."""
     rows = []
@@ -158,7 +152,7 @@ def test_logprobs_belong_to_the_tokens_that_a_stop_text_leaves(gen):
     assert 0 < len(stopped.token_ids) <= 10
 
 
-def test_no_end_of_text_before_the_least_number_of_tokens():
+def test_no_end_of_text_before_the_least_number_of_tokens(eot_logits):
     gen = Generator(eot_logits, context_length=8)
     assert len(gen("Hello", 10, min_new_tokens=4)[0].token_ids) == 4
     # Stop tokens of any kind.

@@ -18,17 +18,6 @@ CONFIG = GPTConfig(context_length=8, emb_dim=8, n_heads=2, n_layers=1)
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs `gptrs` with these arguments: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(0)
     folder = tmp_path / "run" / "checkpoint"

@@ -4,21 +4,10 @@ import numpy as np
 import pytest
 
 import gptrs
-from gptrs import cli, plots
+from gptrs import plots
 from gptrs.errors import MissingExtraError
 
 TEXTS = ["the cat sat on the mat", "the dog", "", "one two three four five six seven eight nine"]
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs `gptrs` with these arguments: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -24,8 +24,6 @@ from gptrs.model_facts import device_of
 from gptrs.requests import Request
 
 PREFILL_TOKENS = 2048
-# Candidates that a device sends besides the k that were asked for, since others may tie with them.
-SPARE_CANDIDATES = 14
 # From here on, whole rows travel as fast.
 MOST_CANDIDATES = 1024
 
@@ -146,7 +144,7 @@ class Backend:
         counts = [_candidates_of(request) for request in requests]
         if any(count is None for count in counts):
             return None
-        most = max((count for count in counts if count is not None), default=0) + SPARE_CANDIDATES
+        most = max((count for count in counts if count is not None), default=1)
         return most if most <= MOST_CANDIDATES else None
 
 
