@@ -1,6 +1,6 @@
 """The output layer's cross-entropy, forward and backward: torch's ways beside `gptrs.loss`.
 
-Run by hand: `python benches/bench_loss.py [threads]`.
+Run by `make bench-loss`; ARGS=1 takes one thread.
 """
 
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from table import compare, print_header, seconds
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.loss import linear_cross_entropy
@@ -48,12 +48,18 @@ def matmuls_alone(width: int) -> float:
     return NUM_MATMULS * min(seconds(run) for _ in range(5))
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        torch.set_num_threads(int(sys.argv[1]))
+def torch_in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """A few rows' logits at a time: what torch offers to save memory."""
+    options = nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(hidden, weight, targets, options=options)
+
+
+def print_tables(rounds: int = 5) -> None:
+    """One table for each width."""
     losses = {"torch cross_entropy": torch_cross_entropy}
     if hasattr(F, "linear_cross_entropy"):
         losses["torch linear_cross_entropy"] = F.linear_cross_entropy
+        losses["the same, chunked"] = torch_in_chunks
     losses["gptrs linear_cross_entropy"] = linear_cross_entropy
     ceilings = [
         f"{NUM_ROWS / matmuls_alone(width):,.0f} rows/s at width {width}" for width in WIDTHS
@@ -66,7 +72,13 @@ def main() -> None:
     for width in WIDTHS:
         print(f"width {width}")
         runs = {name: forward_and_backward(loss, width) for name, loss in losses.items()}
-        compare(runs, work=NUM_ROWS, unit="rows", rounds=5)
+        compare(runs, work=NUM_ROWS, unit="rows", rounds=rounds)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        torch.set_num_threads(int(sys.argv[1]))
+    print_tables()
 
 
 if __name__ == "__main__":

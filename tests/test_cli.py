@@ -75,6 +75,9 @@ def test_python_dash_m_is_the_same_command():
         (["train", "here", "--steps", "many"], "'many' is not a valid integer"),
         (["train", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         (["train", __file__, "--emb-dim", "10", "--n-heads", "4"], "emb_dim 10 is not a multiple"),
+        (["train", __file__, "--pos", "absolute"], "'absolute' is not one of 'learned', "),
+        (["train", __file__, "--rel-max-distance", "9"], 'pos="learned" has no such limit'),
+        (["train", __file__, "--pos", "t5", "--rel-max-distance", "9"], 'pos="t5" has a bucket'),
         (["demo", "--steps", "0"], "steps is 0; it must be a whole number from 1 up"),
         (["demo", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
         (["generate", "--model", "nowhere", "--prompt", "x"], "nowhere: no checkpoint here"),
@@ -271,6 +274,22 @@ def test_a_trained_model_generates(run, tmp_path):
         assert run("generate", "--model", model, "--prompt", "one")[0] == 0
     assert run("train", folder, *TINY_RUN, "--runs", tmp_path / "runs")[0] == 0
     assert (tmp_path / "runs" / "train-002").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "pos", "rel_max_distance"),
+    [
+        ([], "learned", None),
+        (["--pos", "rope"], "rope", None),
+        (["--pos", "relative_key", "--rel-max-distance", "5"], "relative_key", 5),
+    ],
+)
+def test_a_run_has_the_positions_that_were_asked_for(run, tmp_path, options, pos, rel_max_distance):
+    (tmp_path / "a.txt").write_text("one two three four " * 40)
+    arguments = ["train", tmp_path / "a.txt", *TINY_RUN, *options, "--runs", tmp_path / "runs"]
+    assert run(*arguments)[0] == 0
+    cfg = gptrs.load_checkpoint(tmp_path / "runs" / "train-001")[0].cfg
+    assert (cfg.pos, cfg.rel_max_distance) == (pos, rel_max_distance)
 
 
 def test_train_takes_tiktokens_own_encoding_of_gpt2_and_no_other(run, tmp_path, monkeypatch):

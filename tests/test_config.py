@@ -5,12 +5,13 @@ import pickle
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptrs.config import GPT_CONFIG_124M, PRESETS, GPTConfig, get_config
+from gptrs.config import GPT_CONFIG_124M, PRESETS, GPTConfig, Pos, get_config
 from gptrs.errors import ConfigError
 
 
@@ -140,6 +141,10 @@ def test_heads_must_divide_the_width(emb_dim, n_heads):
         ("block_size", "context_length"),
         ("n_layer", "n_layers"),
         ("n_head", "n_heads"),
+        ("position_embedding_type", "pos"),
+        ("relative_attention_max_distance", "rel_max_distance"),
+        ("clamp_len", "rel_max_distance"),
+        ("mem_len", "memory_length"),
         ("emb_dims", "emb_dim"),
         ("vocabsize", "vocab_size"),
     ],
@@ -153,6 +158,117 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(key, ours):
 def test_a_key_near_nothing_is_answered_with_all_of_them():
     with pytest.raises(ConfigError, match=r"'rotary': known keys are vocab_size, .*, init"):
         GPTConfig.of({"rotary": True})
+
+
+# --- Positions ---
+
+RELATIVE = ("t5", "relative_key", "relative_key_query", "transformer_xl")
+
+
+@pytest.mark.parametrize("pos", get_args(Pos))
+@pytest.mark.parametrize("rel_max_distance", [None, 40])
+def test_a_config_with_positions_survives_json_and_pickle(pos, rel_max_distance):
+    if pos not in RELATIVE:
+        rel_max_distance = None
+    memory_length = 64 if pos == "transformer_xl" else 0
+    fields = {"pos": pos, "rel_max_distance": rel_max_distance, "memory_length": memory_length}
+    cfg = GPTConfig(**fields)
+    assert fields.items() <= cfg.to_dict().items()
+    assert GPTConfig.of(json.loads(json.dumps(cfg.to_dict()))) == cfg
+    assert pickle.loads(pickle.dumps(cfg)) == cfg
+    assert cfg != GPTConfig() or pos == "learned"
+
+
+@pytest.mark.parametrize("pos", ["rotary", "", "Learned", None, 1])
+def test_an_unknown_kind_of_positions_is_refused_with_the_known_ones(pos):
+    with pytest.raises(ConfigError) as error:
+        GPTConfig(pos=pos)
+    message = str(error.value)
+    assert message.startswith(f"pos is {pos!r}; it must be ")
+    assert all(repr(kind) in message for kind in get_args(Pos))
+
+
+@given(st.sampled_from(get_args(Pos)), st.integers(1, 99), st.integers(1, 12))
+def test_odd_widths_are_refused_where_numbers_come_in_pairs(pos, head_dim, n_heads):
+    fields = {"pos": pos, "n_heads": n_heads, "emb_dim": head_dim * n_heads}
+    odd_head = pos == "rope" and head_dim % 2
+    odd_width = pos in ("sinusoidal", "transformer_xl") and head_dim * n_heads % 2
+    if not odd_head and not odd_width:
+        assert GPTConfig(**fields).head_dim == head_dim
+        return
+    with pytest.raises(ConfigError) as error:
+        GPTConfig(**fields)
+    message = str(error.value)
+    assert f'pos="{pos}"' in message
+    assert f"emb_dim {head_dim * n_heads}" in message
+    assert "odd" in message
+    assert not odd_head or f"n_heads {n_heads} gives heads {head_dim} wide" in message
+
+
+@pytest.mark.parametrize("pos", sorted(set(get_args(Pos)) - set(RELATIVE)))
+def test_a_largest_distance_is_refused_where_there_are_no_distances(pos):
+    found = rf'rel_max_distance is 32, but pos="{pos}" has no such limit; "t5", "relative_key"'
+    with pytest.raises(ConfigError, match=found):
+        GPTConfig(pos=pos, rel_max_distance=32)
+
+
+@pytest.mark.parametrize("pos", RELATIVE)
+@pytest.mark.parametrize("value", [0, -1, True, 2.5, "32"])
+def test_a_largest_distance_is_a_positive_int(pos, value):
+    with pytest.raises(ConfigError, match=r"rel_max_distance is .*; it must be .*1 or more"):
+        GPTConfig(pos=pos, rel_max_distance=value)
+
+
+@pytest.mark.parametrize("value", [1, 15, 16])
+def test_t5s_largest_distance_lies_beyond_the_buckets_of_one(value):
+    with pytest.raises(ConfigError, match=rf'rel_max_distance is {value}, but pos="t5" .* 16: '):
+        GPTConfig(pos="t5", rel_max_distance=value)
+    assert GPTConfig(pos="t5", rel_max_distance=17).num_distances == 17
+
+
+@pytest.mark.parametrize("pos", ["relative_key", "relative_key_query"])
+def test_a_distance_that_no_training_window_has_is_refused(pos):
+    with pytest.raises(ConfigError, match="rel_max_distance 65 is more than context_length 64"):
+        GPTConfig(pos=pos, context_length=64, rel_max_distance=65)
+    assert GPTConfig(pos=pos, context_length=64, rel_max_distance=64).num_distances == 64
+
+
+@pytest.mark.parametrize("value", [-1, True, False, 2.0, "8", None])
+def test_a_memory_length_is_an_int_from_0(value):
+    with pytest.raises(ConfigError, match=r"memory_length is .*; it must be .*0 or more"):
+        GPTConfig(pos="transformer_xl", memory_length=value)
+
+
+@pytest.mark.parametrize("pos", sorted(set(get_args(Pos)) - {"transformer_xl"}))
+def test_only_transformer_xl_has_a_memory(pos):
+    with pytest.raises(ConfigError, match=rf'memory_length is 8, but pos is "{pos}": only'):
+        GPTConfig(pos=pos, memory_length=8)
+    assert GPTConfig(pos="transformer_xl", memory_length=8).memory_length == 8
+
+
+@pytest.mark.parametrize(
+    ("pos", "rel_max_distance", "num_distances", "max_tokens"),
+    [
+        ("learned", None, None, 1024),
+        ("sinusoidal", None, None, None),
+        ("rope", None, None, None),
+        ("alibi", None, None, None),
+        ("t5", None, 128, None),
+        ("t5", 200, 200, None),
+        ("relative_key", None, 1024, 1024),
+        ("relative_key", 32, 32, None),
+        ("relative_key_query", None, 1024, 1024),
+        ("relative_key_query", 32, 32, None),
+        ("transformer_xl", None, None, None),
+        ("transformer_xl", 32, 32, None),
+        ("none", None, None, None),
+    ],
+)
+def test_an_input_may_be_as_long_as_the_positions_reach(
+    pos, rel_max_distance, num_distances, max_tokens
+):
+    cfg = GPTConfig(pos=pos, rel_max_distance=rel_max_distance)
+    assert (cfg.num_distances, cfg.max_tokens) == (num_distances, max_tokens)
 
 
 @pytest.mark.parametrize(

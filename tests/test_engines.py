@@ -20,11 +20,14 @@ from gptrs.engine import PlainEngine, reduce_to_candidates
 from gptrs.engines import make_engine
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.fused_forward import weights_first
+from gptrs.positions import T5Bias
 from gptrs.torch_engine import TorchEngine
 from gptrs.transformers_engine import TransformersEngine
 
 VOCAB, CONTEXT = 97, 24
 SEEDS = range(20)
+FUSED = ["sinusoidal", "rope", "alibi", "t5", "none"]
+BY_LAYER = ["relative_key", "relative_key_query", "transformer_xl"]
 
 
 def make_model(seed=1, **changes):
@@ -38,7 +41,25 @@ def make_model(seed=1, **changes):
         "drop_rate": 0.1,
         "qkv_bias": True,
     }
-    return GPTModel(config | changes).eval()
+    model = GPTModel(config | changes).eval()
+    if model.cfg.pos != "learned":
+        make_places_matter(model)
+    return model
+
+
+def make_places_matter(model):
+    """As initialised, a model hardly tells places apart that it would have to learn."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "positions" in name or "pos_bias" in name:
+                parameter.normal_(std=0.7)
+
+
+def by_segments(model, ids):
+    """The logits of a text, [T, V], with the segment memory."""
+    memory = model.new_cache(1)
+    segments = torch.tensor([ids]).split(model.cfg.context_length, dim=1)
+    return torch.cat([model(segment, cache=memory) for segment in segments], dim=1)[0]
 
 
 def write(engine, tokens, starts):
@@ -153,6 +174,27 @@ def test_whatever_the_loop_asks_the_logits_are_those_of_the_whole_text(seed, is_
         torch.testing.assert_close(answer, expected, atol=3e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pos", FUSED + BY_LAYER)
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_kind_the_positions_are_the_logits_are_those_of_the_whole_text(pos, seed):
+    model = make_model(seed, pos=pos, n_heads=3, emb_dim=24)
+    assert (DecodeWeights.of(model, torch.float32) is not None) == (pos in FUSED)
+    engine = make_engine(model, slots=1 + seed * 2, context_size=CONTEXT)
+    assert engine.name == "torch"
+    for answer, expected in random_calls(engine, lambda ids: model(torch.tensor([ids]))[0], seed):
+        torch.testing.assert_close(answer, expected, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_the_loop_asks_of_a_memory_the_logits_are_those_of_the_segments(seed):
+    rng = random.Random(seed)
+    lengths = {"context_length": rng.randint(1, 6), "memory_length": rng.randint(1, 7)}
+    model = make_model(seed, pos="transformer_xl", **lengths)
+    engine = make_engine(model, slots=rng.choice([1, 2, 3]), context_size=CONTEXT)
+    for answer, expected in random_calls(engine, partial(by_segments, model), seed):
+        torch.testing.assert_close(answer, expected, atol=3e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_prompts_of_any_lengths_together_get_the_tokens_that_each_gets_alone(seed):
     model, prompts = make_model(seed), make_prompts(seed, count=1 + seed % 9)
@@ -216,12 +258,17 @@ def take_a_bias_away(model):
         block.att.W_value.bias = None
 
 
+def take_another_scale(model):
+    model.trf_blocks[1].att.scale = 2.0
+
+
 def cap_the_embeddings(model):
     model.tok_emb.max_norm = 0.5
 
 
 CHANGES = [
     take_a_bias_away,
+    take_another_scale,
     cap_the_embeddings,
     replace_a_linear,
     replace_the_head,
@@ -251,6 +298,37 @@ def test_a_layer_that_is_not_the_stock_one_is_called(change, when):
     after = greedy_without_engine(model, prompts, 8)
     assert after != before
     assert greedy(engine, prompts, 8) == after
+
+
+def hook_the_bias(model):
+    model.pos_bias.register_forward_hook(doubled)
+
+
+def replace_the_bias(model):
+    model.pos_bias = T5Bias(2, 40)
+    nn.init.normal_(model.pos_bias.weight)
+
+
+def write_the_bias(model):
+    with torch.no_grad():
+        model.pos_bias.weight.mul_(-1)
+
+
+def take_the_bias_away(model):
+    model.pos_bias = None
+
+
+@pytest.mark.parametrize(
+    "change", [hook_the_bias, replace_the_bias, write_the_bias, take_the_bias_away]
+)
+def test_a_bias_that_changes_is_seen(change):
+    model, prompts = make_model(pos="t5"), make_prompts(3)
+    engine = make_engine(model, slots=len(prompts), context_size=CONTEXT)
+    before = read(engine, prompts).clone()
+    change(model)
+    expected = torch.stack([model(torch.tensor([prompt]))[0, -1] for prompt in prompts])
+    torch.testing.assert_close(read(engine, prompts), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before, expected, atol=1e-3)
 
 
 def test_a_hook_that_is_removed_leaves_the_fused_pass_as_it_was():
@@ -371,6 +449,17 @@ def test_in_bfloat16_the_logits_are_near_those_of_a_bfloat16_model(seed):
     assert (answer.float() - expected).abs().mean() <= 1.2 * (own.float() - expected).abs().mean()
 
 
+@pytest.mark.parametrize("pos", FUSED + BY_LAYER)
+@pytest.mark.parametrize("seed", range(3))
+def test_in_bfloat16_every_kind_of_positions_is_near_the_exact_one(pos, seed):
+    model, prompts = make_model(seed, pos=pos), make_prompts(seed)
+    engine = make_engine(model, slots=len(prompts), context_size=CONTEXT, dtype="bfloat16")
+    answer = read(engine, prompts)
+    assert (engine.name, answer.dtype) == ("torch bfloat16", torch.bfloat16)
+    expected = torch.stack([model(torch.tensor([prompt]))[0, -1] for prompt in prompts])
+    torch.testing.assert_close(answer.float(), expected, atol=0.1, rtol=0.1)
+
+
 def test_a_replaced_layer_computes_in_bfloat16_where_that_was_asked():
     model, prompts = make_model(), make_prompts(1)
     replace_a_linear(model)
@@ -450,6 +539,20 @@ def test_steps_of_fixed_shape_say_the_same(seed, monkeypatch):
     assert engine._steps is not None
     replace_the_head(model)
     assert greedy(engine, prompts, 6) == greedy_without_engine(model, prompts, 6)
+    fixed_steps._compiled_logits.cache_clear()
+
+
+@pytest.mark.parametrize("pos", FUSED)
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_steps_of_fixed_shape_know_every_place(pos, backend, monkeypatch):
+    traced = partial(torch.compile, backend=backend) if backend else lambda function: function
+    monkeypatch.setattr(torch, "compile", traced)
+    torch.compiler.reset()
+    fixed_steps._compiled_logits.cache_clear()
+    model, prompts = make_model(pos=pos, n_layers=1), make_prompts(1, count=3)
+    engine = make_engine(model, slots=3, context_size=CONTEXT, compile=True)
+    assert greedy(engine, prompts, 8) == greedy_without_engine(model, prompts, 8)
+    assert engine._steps is not None
     fixed_steps._compiled_logits.cache_clear()
 
 

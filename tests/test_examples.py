@@ -28,6 +28,16 @@ def shortcuts():
     return run("shortcut_gradients.py")
 
 
+@pytest.fixture(scope="module")
+def positions():
+    """Position kind to (difference, verdict) with one block and with two."""
+    cell = r" +(\d\S+)  (different|the same)"
+    rows = re.findall(rf"^(\w+){cell}{cell}$", run("why_positions.py"), re.MULTILINE)
+    return {
+        kind: ((float(one), says), (float(two), says_2)) for kind, one, says, two, says_2 in rows
+    }
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -73,3 +83,14 @@ def test_shortcuts_are_shown_block_by_block(shortcuts):
     assert [int(row[0]) for row in rows] == list(range(12))
     assert all(float(row[1]) > float(row[2]) for row in rows)
     assert float(rows[-1][3]) < 0.5 < 0.99 < float(rows[-1][4])
+
+
+def test_without_positions_one_block_is_shown_not_to_tell_the_cat_from_the_mat(positions):
+    (one, verdict), (two, verdict_of_two) = positions.pop("none")
+    assert one < 1e-5 < 1e-3 < two
+    assert (verdict, verdict_of_two) == ("the same", "different")
+    assert len(positions) == 8
+    for kind, columns in positions.items():
+        for difference, verdict in columns:
+            assert difference > 1e-4, kind
+            assert verdict == "different"

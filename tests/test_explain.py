@@ -3,13 +3,14 @@
 import random
 import re
 from contextlib import closing
+from typing import get_args
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import gptrs
-from gptrs.config import GPTConfig
+from gptrs.config import GPTConfig, Pos
 from gptrs.errors import DataError, GenerationError
 from gptrs.explain import explain
 from gptrs.model import GPTModel
@@ -134,9 +135,10 @@ def test_the_values_are_those_of_transformers(seed):
     )
 
 
+@pytest.mark.parametrize("pos", get_args(Pos))
 @pytest.mark.parametrize("seed", range(20))
-def test_each_step_follows_from_the_ones_before_it(seed):
-    found = sections(random_model(seed), random_text(seed))
+def test_each_step_follows_from_the_ones_before_it(seed, pos):
+    found = sections(random_model(seed, pos=pos), random_text(seed))
 
     def first_values(title):
         return torch.tensor(column(found[title], "[0]"))
@@ -144,7 +146,9 @@ def test_each_step_follows_from_the_ones_before_it(seed):
     def equal(one, other):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
-    x = first_values("token embeddings") + first_values("positional embeddings")
+    x = first_values("token embeddings")
+    if pos in ("learned", "sinusoidal"):
+        x = x + first_values("positional embeddings")
     equal(x, first_values("input embeddings"))
     x = x + first_values("context vectors")
     equal(x, first_values("first shortcut"))
@@ -155,6 +159,74 @@ def test_each_step_follows_from_the_ones_before_it(seed):
     for t, row in enumerate(scores):
         expected = torch.tensor(row[1 : t + 2]).softmax(dim=0)
         equal(torch.tensor(weights[t][1 : t + 2]), expected)
+
+
+def lower_half(section):
+    """What each token sees, a list for each."""
+    return [list(row[1 : t + 2]) for t, row in enumerate(section.rows)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_alibi_and_t5_add_to_the_scores_is_shown(seed):
+    text = random_text(seed)
+    alibi = random_model(seed, pos="alibi", n_heads=4, emb_dim=16)
+    shown = lower_half(sections(alibi, text)["positions"])
+    assert shown == [close([-(t - s) / 4 for s in range(t + 1)]) for t in range(len(text))]
+    t5 = random_model(seed, pos="t5")
+    shown = lower_half(sections(t5, text)["positions"])
+    # The first sixteen distances have a weight each.
+    weights = t5.pos_bias.weight[:, 0].tolist()
+    assert shown == [close([weights[t - s] for s in range(t + 1)]) for t in range(len(text))]
+
+
+@pytest.mark.parametrize("pos", ["relative_key", "relative_key_query", "transformer_xl"])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_distances_add_to_the_scores_is_shown(seed, pos):
+    model, text = random_model(seed, pos=pos), random_text(seed)
+    attention, K = model.trf_blocks[0].att, model.cfg.head_dim
+    with torch.no_grad():
+        if pos == "transformer_xl":
+            attention.positions.v.normal_()
+        x_TD = model.trf_blocks[0].norm1(model.tok_emb(torch.tensor(TOKENIZER.encode(text))))
+        q_TK, k_TK = attention.W_query(x_TD)[:, :K], attention.W_key(x_TD)[:, :K]
+
+    def term(t, s):
+        if pos == "transformer_xl":
+            angles = (t - s) / 10_000 ** (torch.arange(0, x_TD.shape[1], 2) / x_TD.shape[1])
+            R_D = torch.cat([angles.sin(), angles.cos()])
+            r_K = attention.positions.W_r(R_D)[:K]
+            return (q_TK[t] + attention.positions.v[0]) @ r_K
+        E_K = attention.positions.distance_embedding.weight[t - s]
+        return (q_TK[t] + (k_TK[s] if pos == "relative_key_query" else 0)) @ E_K
+
+    shown = lower_half(sections(model, text)["scores of distances"])
+    expected = [[term(t, s).item() / K**0.5 for s in range(t + 1)] for t in range(len(text))]
+    assert shown == [close(row) for row in expected]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_turning_queries_keeps_their_lengths_and_makes_their_products_a_matter_of_distance(seed):
+    model, text = random_model(seed, pos="rope"), random_text(seed)
+    found = sections(model, text)
+    turned = found["turned queries"]
+    assert column(turned, "turned") == close(column(turned, "length"))
+    assert column(turned, "angle 0") == column(turned, "position") == list(range(len(text)))
+    far = column(turned, "angle 1")[-1]
+    assert far == pytest.approx((len(text) - 1) / 10_000 ** (2 / model.cfg.head_dim))
+    _, here, there = zip(*found["only distances count"].rows, strict=True)
+    assert list(here) == close(list(there))
+    last_score = found["attention scores"].rows[-1][len(text)]
+    assert here[0] / model.cfg.head_dim**0.5 == close(last_score)
+
+
+def test_each_kind_of_positions_says_where_it_is():
+    title = {"learned": "positional embeddings", "sinusoidal": "positional embeddings"}
+    for pos in get_args(Pos):
+        order = [section.title for section in explain(random_model(0, pos=pos), TOKENIZER, "a b")]
+        assert order[3] == title.get(pos, "positions")
+    found = sections(random_model(0, pos="none"), "a b")["positions"]
+    assert (found.tensor, found.rows) == ('pos="none"', ())
+    assert found.formula.startswith("nothing is added")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -197,9 +269,18 @@ def test_of_many_tokens_the_last_eight_are_shown_and_of_many_blocks_both_ends():
      "-" * 300, "'\"\\" * 10, "\u202eabc", "<|endoftext|>"],
 )  # fmt: skip
 def test_no_line_is_longer_than_100_columns_whatever_the_text(text):
+    check_lines(text, "learned")
+
+
+@pytest.mark.parametrize("pos", get_args(Pos))
+def test_no_line_is_longer_than_100_columns_whatever_the_positions(pos):
+    check_lines("one two three four five six seven eight nine ten", pos)
+
+
+def check_lines(text, pos):
     torch.manual_seed(0)
     model = GPTModel(
-        {"context_length": 256, "emb_dim": 24, "n_heads": 3, "n_layers": 2, "qkv_bias": False}
+        {"context_length": 256, "emb_dim": 24, "n_heads": 3, "n_layers": 2, "pos": pos}
     )
     with torch.no_grad():
         model.trf_blocks[0].ff.layers[2].weight.mul_(1e6)
@@ -210,8 +291,9 @@ def test_no_line_is_longer_than_100_columns_whatever_the_text(text):
         assert all(line.isprintable() for line in lines)
 
 
-def test_the_model_is_left_as_it_was():
-    model = random_model(0).train()
+@pytest.mark.parametrize("pos", get_args(Pos))
+def test_the_model_is_left_as_it_was(pos):
+    model = random_model(0, pos=pos).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
     found = [list(explain(model, TOKENIZER, "a text")) for _ in range(2)]
@@ -222,8 +304,9 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_model_in_bfloat16_is_explained_too():
-    model = random_model(0).bfloat16()
+@pytest.mark.parametrize("pos", get_args(Pos))
+def test_a_model_in_bfloat16_is_explained_too(pos):
+    model = random_model(0, pos=pos).bfloat16()
     assert len(sections(model, "a text")["attention weights"].rows) == 7
 
 

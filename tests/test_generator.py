@@ -155,6 +155,30 @@ def test_a_checkpoints_folder_brings_its_tokenizer(tmp_path):
         Generator(tmp_path)
 
 
+def test_a_folder_of_transformers_is_continued_with_the_tokenizer_in_it(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. " * 20)
+    pairs = gptrs.train_tokenizer(text, 265)
+    torch.manual_seed(4)
+    own = GPTModel({"vocab_size": pairs.n_vocab, "context_length": 8, "emb_dim": 128, "n_heads": 2,
+                    "n_layers": 1, "drop_rate": 0.0, "qkv_bias": True}).eval()  # fmt: skip
+    own.save_pretrained(tmp_path / "hf", format="hf", tokenizer=pairs)
+    expected = Generator(own, pairs)("the cat", 10, seed=1)
+    for folder in (tmp_path / "hf", str(tmp_path / "hf")):
+        loaded = Generator(folder)
+        assert loaded("the cat", 10, seed=1) == expected
+    from transformers import GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
+    ids = torch.tensor([pairs.encode("the cat")])
+    [greedy] = Generator(tmp_path / "hf")("the cat", 1, temperature=0)
+    assert greedy.token_ids == [int(theirs(ids).logits[0, -1].argmax())]
+    own.save_pretrained(tmp_path / "book", format="book")
+    with pytest.raises(ConfigError, match="the tokenizer has 50257 ids"):
+        Generator(tmp_path / "book")  # It has no tokenizer, and GPT-2's does not fit.
+    assert Generator(tmp_path / "book", pairs)("the cat", 10, seed=1) == expected
+
+
 def test_ids_that_the_tokenizer_does_not_have_are_never_drawn(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abcdef " * 9)

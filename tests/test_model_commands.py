@@ -57,13 +57,54 @@ def test_params_takes_a_checkpoint_or_a_run_and_needs_no_weights(run, checkpoint
         assert out.startswith(format_budget(CONFIG, str(folder)))
 
 
-@pytest.mark.parametrize("with_folder", [False, True])
-def test_params_does_not_import_torch(checkpoint, with_folder):
+FOREIGN = GPTConfig(context_length=8, emb_dim=64, n_heads=1, n_layers=1, qkv_bias=True)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """The same model in a Hugging Face folder, and in a file of the book's beside no config."""
+    torch.manual_seed(0)
+    model = GPTModel(FOREIGN)
+    model.save_pretrained(tmp_path / "hf", format="hf")
+    torch.save(model.state_dict(), tmp_path / "book.pth")
+    return model, tmp_path
+
+
+@pytest.mark.parametrize("name", ["hf", "book.pth"])
+def test_both_commands_take_weights_of_others(run, foreign, name):
+    model, folder = foreign
+    code, out, err = run("params", folder / name)
+    assert (code, err) == (0, "")
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in out
+    code, out, err = run("explain", "Hello", "--model", folder / name)
+    assert (code, err) == (0, "")
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor([[15496]]))
+    assert f"{logits.max().item():.3f}" in out
+
+
+def test_weights_of_others_need_a_tokenizer_to_be_explained(run, tmp_path):
+    cfg = GPTConfig(vocab_size=100, context_length=8, emb_dim=64, n_heads=1, n_layers=1)
+    torch.save(GPTModel(cfg).state_dict(), tmp_path / "book.pth")
+    code, out, err = run("explain", "Hello", "--model", tmp_path / "book.pth")
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert "was saved without a tokenizer" in err
+
+
+def test_params_of_another_architecture_says_what_is_different(run, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "n_embd": 8}')
+    code, out, err = run("params", tmp_path)
+    assert (code, out) == (cli.EXIT_USAGE, "")
+    assert "model_type is 'llama', expected 'gpt2'" in err
+
+
+@pytest.mark.parametrize("model", ["gpt3-175b", "checkpoint", "hf"])
+def test_params_does_not_import_torch(checkpoint, foreign, model):
     program = (
         "import sys; from gptrs.cli import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
     )
-    model = str(checkpoint) if with_folder else "gpt3-175b"
+    model = {"checkpoint": str(checkpoint), "hf": str(foreign[1] / "hf")}.get(model, model)
     command = [sys.executable, "-c", program, "params", model]
     result = subprocess.run(command, capture_output=True, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
@@ -107,15 +148,15 @@ def test_explain_refuses_a_preset_that_is_larger_than_memory(run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["params"], "Missing argument 'PRESET|DIR'"),
+        (["params"], "Missing argument 'PRESET|PATH'"),
         (["params", "gpt2-124"], "unknown preset 'gpt2-124': did you mean"),
-        (["params", "."], "no checkpoint here: there is no config.json"),
+        (["params", "."], "no weights here: there is no model.safetensors"),
         (["params", "gpt2-124m", "--length", "2000"], "length is 2000; it must be 1 to"),
         (["params", "gpt2-124m", "--batch-size", "0"], "--batch-size"),
         (["explain", "Hi"], "Missing option '--model'"),
         (["explain", "", "--model", "gpt2-124m"], "TEXT is empty"),
         (["explain", "Hi", "--model", "gpt9"], "unknown preset 'gpt9'"),
-        (["explain", "Hi", "--model", "."], "no checkpoint here: there is no config.json"),
+        (["explain", "Hi", "--model", "."], "no weights here: there is no model.safetensors"),
         (["explain", "Hi", "--model", "gpt2-124m", "--seed", "-1"], "--seed"),
         (["explain", "Hi", "--model", "gpt2-124m", "--blocks", "-1"], "--blocks"),
     ],

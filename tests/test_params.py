@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import asdict
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptrs.config import PRESETS, GPTConfig, get_config
+from gptrs.config import PRESETS, GPTConfig, Pos, get_config
 from gptrs.model import GPTModel
 from gptrs.params import count_parameters, format_budget, parameter_budget
 
@@ -20,6 +21,9 @@ def meta_model(cfg):
 
 def numel(module):
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+HAVE_DISTANCES = ("t5", "relative_key", "relative_key_query", "transformer_xl")
 
 
 def counts(cfg):
@@ -70,26 +74,28 @@ def test_gpt3_175b_is_built_on_the_meta_device_and_takes_no_memory():
 configs = st.builds(
     lambda heads, head_dim, **rest: GPTConfig(emb_dim=heads * head_dim, n_heads=heads, **rest),
     heads=st.integers(1, 4),
-    head_dim=st.integers(1, 16),
+    head_dim=st.integers(1, 8).map(lambda half: 2 * half),
     vocab_size=st.integers(1, 1000),
     context_length=st.integers(1, 100),
     n_layers=st.integers(1, 3),
     qkv_bias=st.booleans(),
     tie_embeddings=st.booleans(),
     init=st.just("gpt2"),
+    pos=st.sampled_from(get_args(Pos)),
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=60)
 @given(configs)
 def test_every_line_is_what_its_module_has(cfg):
     model = meta_model(cfg)
     block = model.trf_blocks[0]
     lines = list(parameter_budget(cfg))
     tied = 0 if cfg.tie_embeddings else numel(model.out_head)
+    positions = [model.pos_emb] if cfg.pos == "learned" else [model.pos_bias]
     assert [line.count for line in lines] == [
         numel(model.tok_emb),
-        numel(model.pos_emb),
+        *(numel(module) for module in positions if module is not None and numel(module)),
         numel(model.trf_blocks),
         numel(block),
         numel(block.att),
@@ -101,10 +107,28 @@ def test_every_line_is_what_its_module_has(cfg):
     ]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+@pytest.mark.parametrize(
+    ("pos", "rel_max_distance"),
+    [*((pos, None) for pos in get_args(Pos)), *((pos, 17) for pos in HAVE_DISTANCES)],
+)
+def test_every_kind_of_positions_is_counted(pos, rel_max_distance, qkv_bias, tied):
+    choices = {"qkv_bias": qkv_bias, "tie_embeddings": tied, "init": "gpt2"}
+    cfg = GPTConfig(
+        vocab_size=50, context_length=20, emb_dim=24, n_heads=3, n_layers=2, pos=pos,
+        rel_max_distance=rel_max_distance, **choices,
+    )  # fmt: skip
+    model = meta_model(cfg)
+    found = counts(cfg)
+    assert (found["attention"], found["total"]) == (numel(model.trf_blocks[0].att), numel(model))
+
+
 @given(configs)
 def test_a_printed_formula_gives_its_count(cfg):
     rows = parameter_budget(cfg)
     names = asdict(cfg) | {row.part.replace("-", "_"): row.count for row in rows if row.depth}
+    names |= {"head_dim": cfg.head_dim, "num_distances": cfg.num_distances}
     for row in rows:
         if row.formula and not row.formula.startswith("tied"):
             expression = row.formula.replace("^", "**").replace("feed-forward", "feed_forward")
@@ -141,10 +165,20 @@ def test_the_text_explains_why_gpt2_differs_from_the_book():
     assert "QKV biases" in explanation[2]
 
 
+def test_the_text_names_positions_and_what_they_change():
+    cfg = GPTConfig(pos="t5")
+    text = format_budget(cfg, "mine")
+    assert text.startswith("mine: vocab_size 50,257")
+    assert text.splitlines()[0].endswith("n_layers 12, pos t5")
+    explanation = text.split("Beside the book's choices:\n")[1].splitlines()
+    assert [line.split()[0] for line in explanation] == ["163,009,536", "-786,048", "162,223,488"]
+    assert "pos learned" not in format_budget(GPTConfig(), "book-124m")
+
+
 @given(configs)
 def test_the_explained_difference_adds_up(cfg):
     text = format_budget(cfg, "mine")
-    if not (cfg.tie_embeddings or cfg.qkv_bias):
+    if not (cfg.tie_embeddings or cfg.qkv_bias or cfg.pos != "learned"):
         assert "Beside" not in text
         return
     explanation = text.split("Beside the book's choices:\n")[1].splitlines()

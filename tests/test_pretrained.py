@@ -5,7 +5,9 @@ import random
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import huggingface_hub
 import pytest
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import gptrs
-from gptrs.config import GPTConfig
+from gptrs.config import GPTConfig, Pos
 from gptrs.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError
 from gptrs.model import GPTModel
 from gptrs.tokenizer import get_tokenizer
@@ -32,6 +34,7 @@ SHAPE = {
     "qkv_bias": False,
 }
 FORMATS = ("gptrs", "hf", "book")
+KINDS = get_args(Pos)
 
 load = GPTModel.from_pretrained
 
@@ -248,6 +251,74 @@ def test_every_format_comes_back_bit_for_bit(tmp_path, kind, changes, dtype):
     assert (again.cfg.n_heads, again.cfg.context_length) == (ours.cfg.n_heads, 16)
     assert not again.training
     assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("pos", KINDS)
+def test_every_kind_of_positions_comes_back_bit_for_bit(tmp_path, pos, tied):
+    model = random_ours(3, pos=pos, qkv_bias=True, tie_embeddings=tied, init="gpt2")
+    model.save_pretrained(tmp_path)
+    loaded = GPTModel.from_pretrained(tmp_path)
+    assert loaded.cfg == model.cfg
+    assert_same_weights(loaded, model)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_memory_and_a_largest_distance_come_back(tmp_path):
+    settings = {"rel_max_distance": 7, "memory_length": 5}
+    model = random_ours(pos="transformer_xl", **settings)
+    model.save_pretrained(tmp_path)
+    assert GPTModel.from_pretrained(tmp_path).cfg == model.cfg
+
+
+def test_dropout_tying_and_memory_of_our_checkpoint_are_the_callers_choice(tmp_path):
+    model = random_ours(pos="transformer_xl", tie_embeddings=True, init="gpt2")
+    model.save_pretrained(tmp_path)
+    wanted = replace(model.cfg, tie_embeddings=False, drop_rate=0.5, memory_length=4)
+    loaded = GPTModel.from_pretrained(tmp_path, cfg=wanted)
+    assert loaded.cfg == wanted
+    assert_same_weights(loaded, model)
+    assert loaded.out_head.weight is not loaded.tok_emb.weight
+
+
+def test_a_checkpoint_from_before_there_were_kinds_of_positions_is_read(tmp_path):
+    model = random_ours()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("pos", "rel_max_distance", "memory_length"):
+        del config["model"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = GPTModel.from_pretrained(tmp_path)
+    assert loaded.cfg == model.cfg
+    assert_same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("pos", KINDS)
+def test_a_model_has_nothing_to_fill_but_its_parameters(pos):
+    with torch.device("meta"):
+        model = random_ours(pos=pos)
+    assert not list(model.buffers())
+    assert {*model.state_dict()} == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["hf", "book"])
+@pytest.mark.parametrize("pos", KINDS[1:])
+def test_formats_that_have_only_learned_positions_refuse_the_others(tmp_path, kind, pos):
+    with pytest.raises(ConfigError, match=f'pos is "{pos}", and format="{kind}" has learned'):
+        random_ours(pos=pos).save_pretrained(tmp_path / "new", format=kind)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("pos", KINDS[1:])
+def test_weights_of_other_positions_than_asked_for_are_refused(tmp_path, kind, pos):
+    model = random_ours()
+    model.save_pretrained(tmp_path, format=kind)
+    wanted = replace(model.cfg, pos=pos, n_heads=1, vocab_size=62)
+    with pytest.raises(ConfigError, match="does not fit the weights") as error:
+        GPTModel.from_pretrained(tmp_path, cfg=wanted)
+    assert f"pos is '{pos}' in cfg, and 'learned' in" in str(error.value)
+    assert "vocab_size is 62" in str(error.value)
 
 
 def test_a_dtype_can_be_asked_for_and_torchs_generator_is_left_alone(tmp_path):
@@ -625,7 +696,8 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
     ckpt = {"model": state, "model_args": args, "optimizer": optimizer}
     torch.save(ckpt, tmp_path / "ckpt.pt")
     random_ours().save_pretrained(tmp_path / "small", format="hf")
-    paths = [tmp_path / name for name in ("small", "hf", "ckpt.pt")]
+    model.save_pretrained(tmp_path / "own")
+    paths = [tmp_path / name for name in ("small", "hf", "ckpt.pt", "own")]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *paths],
         capture_output=True,
@@ -633,7 +705,7 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
         check=True,
     )
     peaks = [int(line) for line in done.stdout.split()]
-    assert len(peaks) == 2
+    assert len(peaks) == 3
     assert max(peaks) <= 1.1 * weights
 
 

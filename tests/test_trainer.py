@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from gptrs import corpus, trainer
 from gptrs.checkpoint import load_checkpoint, load_metadata
-from gptrs.config import GPTConfig
+from gptrs.config import GPTConfig, Pos
 from gptrs.devices import choose_device, choose_precision
 from gptrs.errors import ConfigError, DataError, TokenIdError, TrainingError
 from gptrs.interrupts import stop_on_interrupt
@@ -264,6 +265,22 @@ def test_only_matrices_decay(model):
     assert {decays[id(p)] for p in model.parameters() if p.ndim == 1} == {0.0}
     assert {decays[id(p)] for p in model.parameters() if p.ndim == 2} == {0.3}
     assert len(decays) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("pos", get_args(Pos))
+def test_tables_of_positions_and_distances_decay_and_vectors_of_heads_do_not(pos):
+    model = GPTModel(GPTConfig(vocab_size=9, emb_dim=8, n_heads=2, n_layers=2, pos=pos))
+    optimizer = build_optimizer(model, settings(weight_decay=0.3))
+    decays = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    found = {name: decays.pop(id(parameter)) for name, parameter in model.named_parameters()}
+    assert not decays
+    of_heads = (".positions.u", ".positions.v")
+    for name, parameter in model.named_parameters():
+        is_vector = parameter.ndim == 1 or name.endswith(of_heads)
+        assert found[name] == (0.0 if is_vector else 0.3), name
+    assert sum(name.endswith(of_heads) for name in found) == (4 if pos == "transformer_xl" else 0)
 
 
 def test_a_frozen_parameter_stays_as_it_is(model, tokens, tmp_path):

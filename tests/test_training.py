@@ -1,6 +1,7 @@
 """`gptrs.training` against the book's own package."""
 
 import math
+from typing import get_args
 
 import matplotlib as mpl
 import pytest
@@ -12,6 +13,7 @@ from llms_from_scratch import ch02, ch04, ch05
 
 import gptrs
 from gptrs import training
+from gptrs.config import Pos
 
 TINY = {
     "vocab_size": 50257,
@@ -61,6 +63,28 @@ def test_a_seeded_run_with_dropout_and_shuffling_gives_the_books_losses_and_line
     assert book[0][0] - book[0][-1] > 1
     torch.testing.assert_close(ours, book, rtol=1e-5, atol=1e-5)
     assert our_lines == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ch04.GPTModel(TINY), *(
+        lambda pos=pos: gptrs.GPTModel(TINY | {"pos": pos}) for pos in get_args(Pos)
+    )]
+)  # fmt: skip
+def test_a_sample_is_printed_whatever_the_model_knows_places_by(
+    make, capsys, book_tokenizer_without_network
+):
+    torch.manual_seed(0)
+    model = make()
+    context = "Every effort moves you"
+    training.generate_and_print_sample(model, book_tokenizer_without_network, "cpu", context)
+    printed = capsys.readouterr().out
+    assert printed.startswith(context)
+    assert printed.count("\n") == 1
+    assert model.training
+    ids = gptrs.text_to_token_ids(context, book_tokenizer_without_network)
+    expected = gptrs.generate_text_simple(model.eval(), ids, 50, context_size=16)
+    text = gptrs.token_ids_to_text(expected, book_tokenizer_without_network)
+    assert printed == text.replace("\n", " ") + "\n"
 
 
 def test_an_empty_loader_has_no_loss():

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
+from gptrs.filled_model import filled_model
 from gptrs.manifest import CONFIG_FILE as CONFIG_FILE
 from gptrs.manifest import FORMAT as FORMAT
 from gptrs.manifest import RUN_FOLDER as RUN_FOLDER
 from gptrs.manifest import WEIGHTS_FILE, Manifest, checkpoint_in, read_manifest
 from gptrs.model import GPTModel
 from gptrs.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
+from gptrs.weight_files import WeightFile, open_weights
+from gptrs.weight_names import Recipe, Source
 
 if TYPE_CHECKING:
     import tiktoken
@@ -103,29 +106,32 @@ def load_checkpoint(
 ) -> tuple[GPTModel, Tokenizer | None]:
     """The model saved in `directory`, in eval mode and its own dtype, and its tokenizer.
 
+    Takes little more memory than the weights.
+
     Args:
         directory: a checkpoint's, or that of a run, which has its checkpoint in it.
     Raises:
         CheckpointError: there is none, or it is damaged, foreign, or of a newer format. The message
-            names the file, and every tensor that is missing, unexpected, or of the wrong shape.
+            names the file, and every tensor that is missing, unexpected, of the wrong shape, or not
+            finite.
+    """
+    cfg, file, recipe = open_checkpoint(directory)
+    return filled_model(cfg, file, recipe, device=device), load_tokenizer(directory)
+
+
+def open_checkpoint(directory: str | Path) -> tuple[GPTConfig, WeightFile, Recipe]:
+    """The saved model's config, and its weights: unchanged since they were saved, but not read.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged, foreign, or of a newer format.
     """
     directory = checkpoint_in(directory)
     manifest = read_manifest(directory)
-    weights_path = _checked_path(directory, manifest.weights_file)
-    try:
-        tensors = load_file(weights_path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{weights_path}: not a readable safetensors file: {error}"
-        ) from error
-    with torch.random.fork_rng(devices=[]):  # The first weights are drawn only to be overwritten.
-        model = GPTModel(manifest.model)
-    _check_tensors(tensors, _tensors_to_save(model), weights_path)
-    model.to(tensors["tok_emb.weight"].dtype)
-    if manifest.model.tie_embeddings:
-        tensors["out_head.weight"] = tensors["tok_emb.weight"]
-    model.load_state_dict(tensors)
-    return model.to(device).eval(), load_tokenizer(directory)
+    file = open_weights(_checked_path(directory, manifest.weights_file))
+    sources = {name: Source(name) for name in file.entries}
+    if manifest.model.tie_embeddings and "tok_emb.weight" in sources:
+        sources["out_head.weight"] = sources["tok_emb.weight"]
+    return manifest.model, file, Recipe(sources, has_biases=True)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
@@ -165,18 +171,6 @@ def _tensors_to_save(model: GPTModel) -> dict[str, Tensor]:
     if model.cfg.tie_embeddings:
         del tensors["out_head.weight"]
     return tensors
-
-
-def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is unexpected" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {list(found[name].shape)}, expected {list(expected[name].shape)}"
-        for name in found.keys() & expected.keys()
-        if found[name].shape != expected[name].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{path}: does not fit {CONFIG_FILE}: " + "; ".join(sorted(problems)))
 
 
 def _write(directory: Path, name: str, write: Callable[[Path], object]) -> str:

@@ -1,7 +1,7 @@
 """The command `gptrs`: reads arguments and files, calls the library, prints.
 
     gptrs demo | train DATA... | generate --model DIR --prompt TEXT
-    gptrs params PRESET|DIR | explain TEXT --model PRESET|DIR
+    gptrs params PRESET|PATH | explain TEXT --model PRESET|PATH
     gptrs train-tokenizer DATA... | tokenize FILES...
     gptrs build INPUT... --out DIR | merge PART... --out DIR
     gptrs inspect STORE | verify STORE | convert STORE OUT --to FORMAT
@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from gptrs.build_commands import build, merge
-from gptrs.config import GPTConfig
+from gptrs.config import GPTConfig, Pos
 from gptrs.errors import (
     ConfigError,
     DataError,
@@ -172,6 +172,11 @@ def demo(runs_dir: Path, **settings: Any) -> int:
               help="Layers, that is transformer blocks.")  # fmt: skip
 @click.option("--drop-rate", default=SMALL_GPT.drop_rate, show_default=True,
               help="Dropout while training.")  # fmt: skip
+@click.option("--pos", type=click.Choice(get_args(Pos)), default=SMALL_GPT.pos, show_default=True,
+              help="How tokens know their places.")  # fmt: skip
+@click.option("--rel-max-distance", type=int,
+              help="From here on distances count as equal; for the kinds of --pos that have such a "
+              "limit.")  # fmt: skip
 @tokenizer_option
 @_training_options()
 @_runs_option
@@ -183,6 +188,8 @@ def train(
     n_heads: int,
     n_layers: int,
     drop_rate: float,
+    pos: Pos,
+    rel_max_distance: int | None,
     runs_dir: Path,
     **settings: Any,
 ) -> int:
@@ -198,6 +205,8 @@ def train(
         "n_heads": n_heads,
         "n_layers": n_layers,
         "drop_rate": drop_rate,
+        "pos": pos,
+        "rel_max_distance": rel_max_distance,
     }
     GPTConfig.of(shape)  # Refuses what is impossible before torch is imported and text is read.
     config = TrainingConfig(**settings)

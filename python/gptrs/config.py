@@ -18,6 +18,23 @@ from typing import Any, Literal, get_args
 from gptrs.errors import ConfigError
 
 Init = Literal["book", "gpt2"]
+Pos = Literal[
+    "learned",
+    "sinusoidal",
+    "rope",
+    "alibi",
+    "t5",
+    "relative_key",
+    "relative_key_query",
+    "transformer_xl",
+    "none",
+]
+
+T5_BUCKETS = 32
+T5_EXACT_DISTANCES = T5_BUCKETS // 2
+"""Distances with a bucket of their own."""
+T5_MAX_DISTANCE = 128
+"""From here on all distances share T5's last bucket (Raffel et al. 2020, section 2.1)."""
 
 _COUNTS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 _FLAGS = ("qkv_bias", "tie_embeddings")
@@ -38,6 +55,10 @@ _FOREIGN_NAMES = {
     "resid_pdrop": "drop_rate",
     "bias": "qkv_bias",
     "tie_word_embeddings": "tie_embeddings",
+    "position_embedding_type": "pos",
+    "relative_attention_max_distance": "rel_max_distance",
+    "clamp_len": "rel_max_distance",
+    "mem_len": "memory_length",
 }
 
 
@@ -52,7 +73,7 @@ class GPTConfig:
     vocab_size: int = 50257
     """Number of token ids; ids run from 0 to vocab_size - 1."""
     context_length: int = 1024
-    """Most tokens the model sees at once: the number of position embeddings."""
+    """Tokens in a training window; with most kinds of positions also the most the model sees."""
     emb_dim: int = 768
     """Width of the residual stream, a multiple of n_heads."""
     n_heads: int = 12
@@ -67,6 +88,14 @@ class GPTConfig:
     """Whether out_head.weight is tok_emb.weight: one matrix, vocab_size * emb_dim weights fewer."""
     init: Init = "book"
     """"book": PyTorch's defaults, with an N(0, 1) embedding; "gpt2": N(0, 0.02), see GPTModel."""
+    pos: Pos = "learned"
+    """How tokens know their places; `gptrs.positions` has each kind's formula and source."""
+    rel_max_distance: int | None = None
+    """From here on distances count as equal. None: 128 for "t5", context_length for "relative_key"
+    and "relative_key_query", no end for "transformer_xl". The other kinds have none."""
+    memory_length: int = 0
+    """With "transformer_xl", how many tokens before its window of context_length a token sees when
+    a cache is given: in evaluation and generation, not in training."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -81,6 +110,7 @@ class GPTConfig:
                 f"emb_dim {self.emb_dim} is not a multiple of n_heads {self.n_heads}: "
                 "each head takes an equal share of the embedding"
             )
+        _check_positions(self)
         if self.tie_embeddings and self.init == "book":
             raise ConfigError(
                 'tie_embeddings=True needs init="gpt2", but init is "book": the book draws the '
@@ -92,6 +122,28 @@ class GPTConfig:
     def head_dim(self) -> int:
         """Width of one attention head: emb_dim / n_heads."""
         return self.emb_dim // self.n_heads
+
+    @property
+    def num_distances(self) -> int | None:
+        """How many distances between tokens are told apart; None: all, or none at all."""
+        if self.rel_max_distance is not None:
+            return self.rel_max_distance
+        return {
+            "t5": T5_MAX_DISTANCE,
+            "relative_key": self.context_length,
+            "relative_key_query": self.context_length,
+        }.get(self.pos)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens the model takes at once; None: any number, since its positions have no end.
+
+        Tables of positions end at context_length. So do those of distances, unless they were cut on
+        purpose: then the model has learned what "far away" is.
+        """
+        has_table = self.pos in ("relative_key", "relative_key_query")
+        ends = self.pos == "learned" or (has_table and self.rel_max_distance is None)
+        return self.context_length if ends else None
 
     @classmethod
     def of(cls, cfg: ConfigLike) -> GPTConfig:
@@ -164,6 +216,53 @@ def _check_drop_rate(value: object) -> None:
         )
     if not 0 <= value < 1:  # also refuses nan
         raise ConfigError(f"drop_rate is {value}; it must be 0 <= drop_rate < 1")
+
+
+def _check_positions(cfg: GPTConfig) -> None:
+    if cfg.pos not in get_args(Pos):
+        raise ConfigError(f"pos is {cfg.pos!r}; it must be {_either(map(repr, get_args(Pos)))}")
+    if cfg.pos == "rope" and cfg.head_dim % 2:
+        raise ConfigError(
+            f'pos="rope" turns pairs of numbers in a head, but emb_dim {cfg.emb_dim} / n_heads '
+            f"{cfg.n_heads} gives heads {cfg.head_dim} wide, which is odd"
+        )
+    if cfg.pos in ("sinusoidal", "transformer_xl") and cfg.emb_dim % 2:
+        raise ConfigError(
+            f'pos="{cfg.pos}" has a sine and a cosine for each frequency, but emb_dim '
+            f"{cfg.emb_dim} is odd"
+        )
+    _check_distances(cfg)
+    if isinstance(cfg.memory_length, bool) or not isinstance(cfg.memory_length, int):
+        raise ConfigError(f"memory_length is {cfg.memory_length!r}; it must be an int, 0 or more")
+    if cfg.memory_length < 0:
+        raise ConfigError(f"memory_length is {cfg.memory_length}; it must be 0 or more")
+    if cfg.memory_length and cfg.pos != "transformer_xl":
+        raise ConfigError(
+            f'memory_length is {cfg.memory_length}, but pos is "{cfg.pos}": only '
+            '"transformer_xl" has a memory'
+        )
+
+
+def _check_distances(cfg: GPTConfig) -> None:
+    """`rel_max_distance`: a count, and one that the kind of positions can do something with."""
+    if cfg.rel_max_distance is None:
+        return
+    _check_count("rel_max_distance", cfg.rel_max_distance)
+    if cfg.pos not in ("t5", "relative_key", "relative_key_query", "transformer_xl"):
+        raise ConfigError(
+            f'rel_max_distance is {cfg.rel_max_distance}, but pos="{cfg.pos}" has no such limit; '
+            '"t5", "relative_key", "relative_key_query" and "transformer_xl" have'
+        )
+    if cfg.pos == "t5" and cfg.rel_max_distance <= T5_EXACT_DISTANCES:
+        raise ConfigError(
+            f'rel_max_distance is {cfg.rel_max_distance}, but pos="t5" has a bucket for each '
+            f"distance below {T5_EXACT_DISTANCES}: it must be more"
+        )
+    if cfg.pos.startswith("relative_key") and cfg.rel_max_distance > cfg.context_length:
+        raise ConfigError(
+            f"rel_max_distance {cfg.rel_max_distance} is more than context_length "
+            f"{cfg.context_length}: the vectors of the larger distances would never be trained"
+        )
 
 
 def _unknown_key_message(key: object, known: list[str]) -> str:

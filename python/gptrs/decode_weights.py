@@ -9,6 +9,7 @@ copy. Copies are kept with the model and made again once it changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from operator import attrgetter, is_
@@ -18,12 +19,31 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gptrs.layers import GELU, FeedForward, LayerNorm, MultiHeadAttention, TransformerBlock
+from gptrs.layers import (
+    GELU,
+    FeedForward,
+    LayerNorm,
+    MultiHeadAttention,
+    TransformerBlock,
+    is_stock,
+)
 from gptrs.model import GPTModel
+from gptrs.positions import AlibiBias, SinusoidalEmbedding, T5Bias
 
 # D emb_dim, V vocab_size.
 
-_Expected = tuple[nn.Module, Any]
+_Expected = tuple[nn.Module | None, type]
+
+_NOTHING = type(None)
+_FUSED_KINDS: dict[str, tuple[type, type]] = {
+    "learned": (nn.Embedding, _NOTHING),
+    "sinusoidal": (SinusoidalEmbedding, _NOTHING),
+    "rope": (_NOTHING, _NOTHING),
+    "alibi": (_NOTHING, AlibiBias),
+    "t5": (_NOTHING, T5Bias),
+    "none": (_NOTHING, _NOTHING),
+}
+"""What `pos_emb` and `pos_bias` are where all that depends on places is known before the layers."""
 
 PROBE_SIZE = 64
 """How many numbers of a copied tensor are compared with its source."""
@@ -54,6 +74,8 @@ class Layer(NamedTuple):
     norm1: Norm
     qkv: Linear
     """[3 * D, D]: the query's rows, then the key's, then the value's."""
+    scale: float | None
+    """Of the attention scores; None: 1 / sqrt(head_dim), which PyTorch need not be told."""
     out: Linear
     norm2: Norm
     up: Linear
@@ -65,8 +87,11 @@ class DecodeWeights:
 
     Attributes:
         dtype: of all but the embedding tables.
-        tokens, positions: the embedding tables, in the model's own dtype: few rows are read.
+        tokens, positions: the embedding tables, in the model's own dtype: few rows are read. The
+            model may know places otherwise, and have no table of positions.
         embedding_dtype: the wider of theirs and `dtype`.
+        sinusoids, bias: the model's own modules, where it has them.
+        rotated_dim: the width of the heads, where queries and keys are turned.
         layers: the blocks.
         norm: the last layer norm.
         head: the output layer; None: somebody's own, to be called.
@@ -75,7 +100,11 @@ class DecodeWeights:
     def __init__(self, model: GPTModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.tokens: Tensor = model.tok_emb.weight
-        self.positions: Tensor = model.pos_emb.weight
+        pos_emb = model.pos_emb
+        self.positions = pos_emb.weight if isinstance(pos_emb, nn.Embedding) else None
+        self.sinusoids = pos_emb if isinstance(pos_emb, SinusoidalEmbedding) else None
+        self.bias = model.pos_bias
+        self.rotated_dim = model.cfg.head_dim if model.cfg.pos == "rope" else None
         self.embedding_dtype = torch.promote_types(dtype, self.tokens.dtype)
         self._copied: list[Tensor] = []
         blocks: Any = model.trf_blocks
@@ -123,6 +152,7 @@ class DecodeWeights:
         return Layer(
             self._norm(block.norm1, dtype),
             self._linear(dtype, att.W_query, att.W_key, att.W_value),
+            None if att.scale == 1 / math.sqrt(att.head_dim) else att.scale,
             self._linear(dtype, att.out_proj),
             self._norm(block.norm2, dtype),
             self._linear(dtype, up),
@@ -158,21 +188,28 @@ _KNOWN: WeakKeyDictionary[GPTModel, dict[torch.dtype, DecodeWeights]] = WeakKeyD
 
 def has_stock_layers(model: GPTModel) -> bool:
     """Whether every layer before the output layer is just what the fused pass computes."""
+    if model.cfg.pos not in _FUSED_KINDS:
+        return False
     blocks: list[Any] = list(model.trf_blocks)
+    embedding, bias = _FUSED_KINDS[model.cfg.pos]
     outer: list[_Expected] = [
         (model, GPTModel),
         (model.tok_emb, nn.Embedding),
-        (model.pos_emb, nn.Embedding),
+        (model.pos_emb, embedding),
+        (model.pos_bias, bias),
         (model.drop_emb, nn.Dropout),
         (model.trf_blocks, nn.Sequential),
         (model.final_norm, LayerNorm),
     ]
     expected = chain(outer, *map(_expected_in, blocks))
     return (
-        all(_is_stock(module, kind) for module, kind in expected)
+        all(
+            kind is _NOTHING if module is None else is_stock(module, kind)
+            for module, kind in expected
+        )
         and all(block.att.num_heads == model.cfg.n_heads for block in blocks)
         and model.tok_emb.max_norm is None
-        and model.pos_emb.max_norm is None
+        and getattr(model.pos_emb, "max_norm", None) is None
         and not any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in model.modules())
         and len({(p.dtype, p.device) for p in model.parameters()}) == 1
     )
@@ -185,6 +222,7 @@ def _expected_in(block: Any) -> Iterator[_Expected]:
     yield from ((block.norm1, LayerNorm), (block.norm2, LayerNorm), (block.drop_resid, nn.Dropout))
     # Whoever is asked for these has passed as stock, above.
     att, layers = block.att, block.ff.layers
+    yield att.positions, _NOTHING
     yield from ((linear, nn.Linear) for linear in (att.W_query, att.W_key, att.W_value))
     yield from ((att.out_proj, nn.Linear), (att.dropout, nn.Dropout), (layers, nn.Sequential))
     classes = (nn.Linear, GELU, nn.Linear)
@@ -192,14 +230,8 @@ def _expected_in(block: Any) -> Iterator[_Expected]:
     yield from zip_longest(layers, classes, fillvalue=nn.Identity())
 
 
-def _is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` does just what the class's `forward` does."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and not hooked and "forward" not in vars(module)
-
-
 def _is_stock_head(model: GPTModel) -> bool:
-    return _is_stock(model.out_head, nn.Linear)
+    return is_stock(model.out_head, nn.Linear)
 
 
 class _Watch:
@@ -233,12 +265,13 @@ class _Watch:
         )
 
     def sees_other_code(self) -> bool:
-        """Whether a module was given another class or a `forward` of its own."""
+        """Whether a module was given another class, a `forward` of its own or another scale."""
         return _code(self._inner) != self._code
 
 
-def _code(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool]]:
-    return [(type(module), "forward" in vars(module)) for module in modules]
+def _code(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool, float | None]]:
+    own = ((type(module), vars(module)) for module in modules)
+    return [(kind, "forward" in fields, fields.get("scale")) for kind, fields in own]
 
 
 _version = attrgetter("_version")

@@ -1,6 +1,7 @@
 """Which engine runs a model: the one that computes least, and still what calling the model would.
 
 GPTModel ──────────────► TorchEngine           a KV cache, fused where its layers are stock
+  with memory_length ──► SegmentEngine         a cache whose rows have no end
 transformers' models ──► TransformersEngine    a KV cache
 anything else ─────────► PlainEngine           the whole window at every step
 """
@@ -17,6 +18,7 @@ from gptrs.devices import choose_precision
 from gptrs.engine import Answer, Choose, Engine, Model, PlainEngine
 from gptrs.errors import ConfigError
 from gptrs.model import GPTModel
+from gptrs.segment_engine import SegmentEngine
 from gptrs.torch_engine import TorchEngine, why_no_cache
 
 __all__ = [
@@ -81,11 +83,15 @@ def make_engine(
     reason: str | None = None
     vocab_size: int | None = None
     if isinstance(model, GPTModel):
-        context_size = min(context_size, model.cfg.context_length)
+        context_size = min(context_size, model.cfg.max_tokens or context_size)
         vocab_size = model.cfg.vocab_size
         reason = why_no_cache(model)
         if reason is None:
-            return TorchEngine(model, context_size=context_size, compile=compile, **options)
+            kind = SegmentEngine if model.cfg.memory_length else TorchEngine
+            return kind(model, context_size=context_size, compile=compile, **options)
+        if model.cfg.memory_length:
+            # A memory is a cache: without one there is a window.
+            context_size = min(context_size, model.cfg.context_length)
     elif _is_of_transformers(model):
         from gptrs import transformers_engine  # Its package is optional.
 

@@ -52,6 +52,11 @@ def save_pretrained(
     if format == "gptrs":
         save_checkpoint(model, directory, tokenizer=tokenizer)
         return
+    if model.cfg.pos != "learned":
+        raise ConfigError(
+            f'pos is "{model.cfg.pos}", and format="{format}" has learned positions only; '
+            'format="gptrs" has every kind'
+        )
     _check_folder(directory, format)
     if format == "hf" and tokenizer is None:
         tokenizer = _usual_tokenizer(model)

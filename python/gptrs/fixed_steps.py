@@ -50,7 +50,7 @@ class FixedSteps:
 
 
 def _logits(weights: DecodeWeights, storage: Tensor, ids_B: Tensor, starts_B: Tensor) -> Tensor:
-    attention = FixedAttention(storage, starts_B)
+    attention = FixedAttention(storage, starts_B, weights)
     x_BD = norm(hidden_states(weights, ids_B, starts_B, attention), weights.norm)
     head = cast(Linear, weights.head)
     return matmul_for(len(x_BD), x_BD.dtype, x_BD.device)(x_BD, *head)

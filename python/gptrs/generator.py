@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 import torch
 from tqdm.auto import tqdm
 
-from gptrs.checkpoint import load_checkpoint
+from gptrs.checkpoint import load_tokenizer
 from gptrs.completions import Completion, CompletionBuilder, to_completion
 from gptrs.errors import ConfigError
 from gptrs.model_facts import context_length_of, vocab_size_of
+from gptrs.pretrained import from_pretrained, is_own_checkpoint
 from gptrs.prompts import has_many
 from gptrs.requests import (
     CALL_OPTION_NAMES,
@@ -55,25 +56,28 @@ class Generator:
     Any number of threads may use it at once.
 
     Args:
-        model: a GPTModel, a causal language model of transformers, the folder of a checkpoint or a
-            run, or any callable from ids, int64 [B, T], to logits [B, T, V]. The first two keep a
-            cache where that computes the same.
+        model: a GPTModel, or what `GPTModel.from_pretrained` reads (the folder of a checkpoint or a
+            run, or of transformers' GPT-2); a causal language model of transformers; or any
+            callable from ids, int64 [B, T], to logits [B, T, V]. All but the last keep a cache
+            where that computes the same.
         tokenizer: ours, a `tiktoken.Encoding`, one of transformers', or any object with encode and
-            decode. None: the checkpoint's, else GPT-2's. The model may know more ids than the
-            tokenizer (a vocabulary that was padded): those are never drawn.
+            decode. None: the one in the model's folder, else GPT-2's. The model may know more ids
+            than the tokenizer (a vocabulary that was padded): those are never drawn.
         engine: "auto" or "torch": what computes the logits.
         dtype: what it computes in: a torch dtype, its name, "auto" for what the device likes best;
             None: the model's own.
-        context_length: most tokens the model sees, at most what it was built for. Needed for a
-            callable.
+        context_length: most tokens the model sees. None: as many as it was built for, or all where
+            it has a memory (`memory_length`). A GPTModel whose positions have no end may be asked
+            for more than it was built for, any other model for less. Needed for a callable.
         max_batch: most sequences at once; more wait their turn. None: 64, fewer where there is no
             memory for as many.
         compile: let `torch.compile` translate the model's step, where that is possible.
         max_queue: most submitted prompts that may wait.
     Raises:
-        ConfigError: a setting is out of its range, the model does not say its context_length, or
-            the tokenizer has ids that the model does not.
-        CheckpointError: the folder has no checkpoint, or a damaged one.
+        ConfigError: a setting is out of its range, the model does not say its context_length or
+            takes fewer tokens than asked, or the tokenizer has ids that the model does not.
+        CheckpointError: the folder has no model, or a damaged one.
+        TokenizerError: the folder has a tokenizer that is not supported.
     """
 
     def __init__(
@@ -91,11 +95,11 @@ class Generator:
         if engine not in ("auto", "torch"):
             raise ConfigError(f'engine is "auto" or "torch", found {engine!r}')
         if isinstance(model, str | Path):
-            model, saved_tokenizer = load_checkpoint(model)
-            tokenizer = saved_tokenizer if tokenizer is None else tokenizer
+            tokenizer = _tokenizer_beside(Path(model)) if tokenizer is None else tokenizer
+            model = from_pretrained(model)
         if not callable(model):
             raise ConfigError(
-                "a model is a GPTModel, a model of transformers, a checkpoint's folder, or a "
+                "a model is a GPTModel, a model of transformers, the folder of either, or a "
                 f"function from ids to logits; found {model!r}"
             )
         self.model = model
@@ -293,6 +297,14 @@ class Generator:
                         bar.update()
                 bar.set_postfix(tokens=num_tokens, refresh=False)
         return [builder.completion() for builder in builders]
+
+
+def _tokenizer_beside(path: Path) -> Any:
+    """The tokenizer that was saved with a model; None if there is none."""
+    if is_own_checkpoint(path):
+        return load_tokenizer(path)
+    names = ("tokenizer.json", "vocab.json")
+    return get_tokenizer(path) if any((path / name).is_file() for name in names) else None
 
 
 def _num_drawn(options: CallOptions, num_samples: int) -> int:

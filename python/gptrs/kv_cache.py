@@ -6,13 +6,16 @@
 
 A forward pass appends to every row. What lies beyond `lengths[b]` is never attended to, so lowering
 `lengths[b]` is all it takes to forget. Knows nothing of the model, nor of the tokens themselves.
+Rows without an end are `segment_cache`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -61,7 +64,7 @@ class KVCache:
         self.batch_size = batch_size
         self.context_length = context_length
 
-    def rows(self, start: int, stop: int) -> KVCache:
+    def rows(self, start: int, stop: int) -> Self:
         """A cache over rows start..stop that shares storage and `lengths` with this one.
 
         Raises:
@@ -71,12 +74,10 @@ class KVCache:
             raise GenerationError(
                 f"rows {start}..{stop} were asked for; the cache has 0..{self.batch_size}"
             )
-        view = object.__new__(KVCache)
+        view = copy.copy(self)
         view._view(self.storage[:, :, start:stop])
-        view.lengths = self.lengths
         view.first_row = self.first_row + start
         view.batch_size = stop - start
-        view.context_length = self.context_length
         return view
 
     def copy_row(self, src: int, dst: int, length: int) -> None:
@@ -85,12 +86,7 @@ class KVCache:
         Raises:
             GenerationError: no such row, or row `src` holds fewer tokens.
         """
-        for row in (src, dst):
-            if not 0 <= row < self.batch_size:
-                raise GenerationError(f"row {row} is outside 0..{self.batch_size - 1}")
-        held = self.lengths[self.first_row + src]
-        if not 0 <= length <= held:
-            raise GenerationError(f"{length} tokens of row {src} were asked for; it holds {held}")
+        self._check_copy(src, dst, length)
         if src != dst:
             self.storage[:, :, dst, :, :length] = self.storage[:, :, src, :, :length]
         self.lengths[self.first_row + dst] = length
@@ -107,10 +103,7 @@ class KVCache:
             GenerationError: another batch size than the cache's, or a row would outgrow
                 context_length.
         """
-        if batch_size != self.batch_size:
-            raise GenerationError(
-                f"the input has {batch_size} rows, its cache has {self.batch_size}"
-            )
+        self._check_batch(batch_size)
         lengths = self.lengths[self.first_row : self.first_row + batch_size]
         for row, length in enumerate(lengths):
             if length + num_tokens > self.context_length:
@@ -118,20 +111,37 @@ class KVCache:
                     f"row {row} of the cache holds {length} tokens, and {num_tokens} more exceed "
                     f"context_length {self.context_length}"
                 )
-        device = self.keys[0].device
-        if len(set(lengths)) <= 1:
-            start = lengths[0] if lengths else 0
+        return self._place_behind(lengths, num_tokens)
+
+    def _place_behind(self, num_filled: Sequence[int], num_tokens: int) -> Placement:
+        """Tokens that go behind the filled slots of each row, and see all of these."""
+        device = self.storage.device
+        if len(set(num_filled)) <= 1:
+            start = num_filled[0] if num_filled else 0
             end = start + num_tokens
             position_ids = torch.arange(start, end, device=device)
             # A single token sees all there is, and from an empty cache plain causal attention does.
             mask = _visible(position_ids, end) if num_tokens > 1 and start > 0 else None
-            return Placement(self, num_tokens, position_ids, mask, end, start, None)
-        end = max(lengths) + num_tokens
-        starts_B1 = torch.tensor(lengths, device=device)[:, None]
-        position_ids = starts_B1 + torch.arange(num_tokens, device=device)
-        row_B1 = torch.arange(batch_size, device=device)[:, None]
+            return Placement(self, num_tokens, position_ids, mask, end, start)
+        end = max(num_filled) + num_tokens
+        starts = torch.tensor(num_filled, device=device)
+        position_ids = starts[:, None] + torch.arange(num_tokens, device=device)
         mask = _visible(position_ids, end)[:, None]
-        return Placement(self, num_tokens, position_ids, mask, end, None, row_B1)
+        return Placement(self, num_tokens, position_ids, mask, end, starts=starts)
+
+    def _check_batch(self, batch_size: int) -> None:
+        if batch_size != self.batch_size:
+            raise GenerationError(
+                f"the input has {batch_size} rows, its cache has {self.batch_size}"
+            )
+
+    def _check_copy(self, src: int, dst: int, length: int) -> None:
+        for row in (src, dst):
+            if not 0 <= row < self.batch_size:
+                raise GenerationError(f"row {row} is outside 0..{self.batch_size - 1}")
+        held = self.lengths[self.first_row + src]
+        if not 0 <= length <= held:
+            raise GenerationError(f"{length} tokens of row {src} were asked for; it holds {held}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +151,25 @@ class Placement:
     cache: KVCache
     num_tokens: int
     position_ids: Tensor
-    """int64 [T] where all rows are equally long, else [B, T]."""
+    """The slots filled: int64 [T] where all rows are equally long, else [B, T]."""
     mask: Tensor | None
     """bool [T, S] or [B, 1, T, S], True where a new token sees a slot. None: see `is_causal`."""
     end: int
-    """S: slots that are looked at, from 0."""
-    start: int | None
+    """Where the slots that are looked at end; they begin at 0."""
+    start: int | None = None
     """First slot filled, where all rows are equally long."""
-    row_B1: Tensor | None
-    """int64 [B, 1], the rows' numbers, where they are not."""
+    starts: Tensor | None = None
+    """int64 [B], the first slot filled in each row, where they are not."""
 
     @property
     def is_causal(self) -> bool:
         """Without a mask: plainly causal from an empty cache, or else one token that sees all."""
         return self.start == 0
+
+    @property
+    def num_seen(self) -> int:
+        """S: how many slots are looked at."""
+        return self.end
 
     def layer(self, index: int) -> ExtendLayer:
         """Stores what it is given in layer `index`."""
@@ -170,11 +185,12 @@ class Placement:
         self, keys: Tensor, values: Tensor, k_BHTK: Tensor, v_BHTK: Tensor
     ) -> tuple[Tensor, Tensor]:
         for stored, new_BHTK in ((keys, k_BHTK), (values, v_BHTK)):
-            if self.row_B1 is None:
+            if self.starts is None:
                 stored[:, :, self.start : self.end] = new_BHTK
             else:
                 new_BTHK = new_BHTK.transpose(1, 2).to(stored.dtype)
-                stored[self.row_B1, :, self.position_ids] = new_BTHK
+                row_B1 = torch.arange(len(self.starts), device=stored.device)[:, None]
+                stored[row_B1, :, self.position_ids] = new_BTHK
         # The cache may have another dtype than the layers: attention wants one.
         dtype = k_BHTK.dtype
         return keys[:, :, : self.end].to(dtype), values[:, :, : self.end].to(dtype)

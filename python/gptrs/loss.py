@@ -4,54 +4,70 @@ With GPT-2's 50,257 ids the logits of one batch are larger than a whole small mo
 through memory costs more than computing them. So they are made a block of columns at a time, small
 enough to stay in the processor's cache, and thrown away:
 
-    forward    for each block of the vocabulary:  logits = hidden @ weight[block].T
-                                                  block_lse[block] = logsumexp(logits)
-               lse = logsumexp(block_lse);  loss = mean(lse - logit of the target)
-    backward   for each block again:              p = softmax(logits) * exp(block_lse[block] - lse)
+    forward    for each block of the vocabulary:  p = exp(logits - logit of the target)
+                                                  sum += p's row sums
+               a row's loss = log(sum)
+    backward   for each block again:              p = exp(logits - logit of the target)
                                                   grad_hidden += p @ weight[block]
-                                                  grad_weight[block] = p.T @ hidden
-               and the targets' share of both gradients, which needs no block
+                                                  grad_weight[block] = (hidden / sum).T @ p
+               grad_hidden /= sum, and the targets' share of both, which needs no block
+
+The subtraction is one more column of the matmul, [hidden, -shift] @ [weight, 1].T: it costs no pass
+over the block, and a bfloat16 block holds differences, rounded finer than the logits would be. Both
+passes round the same numbers, so that probabilities sum to 1. No maximum is looked for: the
+target's own term keeps a sum at 1 or above, and where one grows too large (a target e^60 times too
+unlikely) the pass is repeated with each row's largest logit in the target's place.
 
 Plain torch operations, any device. Matmuls run in `dtype`, sums between blocks in float32 at least.
+Where torch has a kernel of its own for a GPU, that one is called.
 """
 
-# N rows (tokens), D emb_dim, V vocab_size, C columns in a block
+# N rows (tokens), D emb_dim, V vocab_size, C columns in a block, A = D and the columns of the shift
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.errors import ConfigError, TokenIdError
-
-if TYPE_CHECKING:
-    from gptrs.model import GPTModel
+from gptrs.layers import is_stock
+from gptrs.model import GPTModel
 
 IGNORE_INDEX = -100
 BLOCK_COLUMNS = 1024
 """Of 512, 1,024 and 2,048 the fastest on processors with 2 MiB of second-level cache a core."""
+_SHIFT_COLUMNS = 8
+"""Two are used, the others keep bfloat16's rows aligned to 16 bytes."""
+_LARGEST_SUM = 1e26
+"""Well inside what float32 and bfloat16 hold, as is its inverse times a gradient."""
 
 
 def next_token_loss(
-    model: "GPTModel", in_idx: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
+    model: nn.Module, in_idx: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
     """Mean cross-entropy of `model`'s next-token predictions, a scalar: what `train` minimises.
 
-    Equal to `F.cross_entropy(model(in_idx).flatten(0, 1), targets.flatten())` to rounding. An
-    `out_head` that is no plain, bias-free `nn.Linear`, or has hooks, is called like any module.
+    Equal to `F.cross_entropy(model(in_idx).flatten(0, 1), targets.flatten())` to rounding, and
+    computed like that where the model is no plain GPTModel (wrapped, hooked, in shards) or its
+    `out_head` no plain, bias-free `nn.Linear`: whatever stands there is called.
 
     Args:
         in_idx: int64 [B, T].
         targets: int64 [B, T]; `ignore_index` where a position does not count.
     """
-    hidden_ND = model.hidden_states(in_idx).flatten(0, 1)
     targets_N = targets.flatten()
-    if _is_plain_projection(model.out_head) and _matmul_dtype(hidden_ND) != torch.float16:
-        return linear_cross_entropy(
-            hidden_ND, model.out_head.weight, targets_N, ignore_index=ignore_index
-        )
-    logits_NV = model.out_head(hidden_ND)
+    if is_stock(model, GPTModel):
+        stock = cast(GPTModel, model)
+        hidden_ND = stock.hidden_states(in_idx).flatten(0, 1)
+        if _is_plain_projection(stock.out_head) and _matmul_dtype(hidden_ND) != torch.float16:
+            return linear_cross_entropy(
+                hidden_ND, stock.out_head.weight, targets_N, ignore_index=ignore_index
+            )
+        logits_NV: Tensor = stock.out_head(hidden_ND)
+    else:
+        logits_NV = model(in_idx).flatten(0, 1)
     return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=ignore_index)
 
 
@@ -97,84 +113,189 @@ def linear_cross_entropy(
         raise ConfigError(
             f"linear_cross_entropy computes in float64, float32 or bfloat16, not {dtype}"
         )
-    _check_targets(targets, ignore_index, vocab_size=weight.shape[0])
-    loss: Tensor = _LinearCrossEntropy.apply(
-        hidden, weight, targets, ignore_index, dtype, block_columns
-    )
+    if _torch_is_at_home(hidden):
+        return _by_torch(hidden.to(dtype), weight.to(dtype), targets, ignore_index)
+    loss: Tensor = _blockwise(hidden, weight, targets, ignore_index, dtype, block_columns)[0]
     return loss
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """The two passes of the module's header."""
+# --- The two passes, as operators of their own: torch.compile calls them and looks no further ---
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        ignore_index: int,
-        dtype: torch.dtype,
-        block_columns: int,
-    ) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            hidden_ND, weight_VD = hidden.to(dtype), weight.to(dtype)
-            sum_dtype = torch.promote_types(dtype, torch.float32)
-            block_lse = torch.stack(
-                [
-                    torch.logsumexp((hidden_ND @ block_CD.T).to(sum_dtype), dim=1)
-                    for block_CD in weight_VD.split(block_columns)
-                ]
-            )
-            lse_N = torch.logsumexp(block_lse, dim=0)
 
-            counted_N = targets != ignore_index
-            targets_N = targets.where(counted_N, 0)
-            # Rounded as a block's logits are, so that no row's loss falls below zero.
-            target_logits_N = (
-                (hidden_ND.to(sum_dtype) * weight_VD[targets_N].to(sum_dtype)).sum(dim=1).to(dtype)
-            )
-            num_counted = counted_N.sum()
-            losses_N = (lse_N - target_logits_N).where(counted_N, 0.0)
+@torch.library.custom_op("gptrs::linear_cross_entropy", mutates_args=())
+def _blockwise(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    block_columns: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and for the backward pass each row's shift and sum(exp(logits - shift)), [N]."""
+    _check_targets(targets, ignore_index, vocab_size=weight.shape[0])
+    with torch.autocast(hidden.device.type, enabled=False):
+        hidden_ND = hidden.to(dtype)
+        counted_N = targets != ignore_index
+        targets_N = targets.where(counted_N, 0)
+        sum_dtype = torch.promote_types(dtype, torch.float32)
+        target_weight_ND = weight[targets_N].to(dtype).to(sum_dtype)
+        target_logits_N = (hidden_ND.to(sum_dtype) * target_weight_ND).sum(dim=1)
 
-        ctx.save_for_backward(
-            hidden_ND, weight_VD, targets_N, counted_N, num_counted, block_lse, lse_N
-        )
-        ctx.block_columns, ctx.weight_dtype = block_columns, weight.dtype
-        return losses_N.sum() / num_counted
+        shift_N = target_logits_N
+        sum_N = _sum_exp(hidden_ND, weight, shift_N, block_columns)
+        if (sum_N > _LARGEST_SUM).any():
+            shift_N = _largest_logits(hidden_ND, weight, shift_N, block_columns)
+            sum_N = _sum_exp(hidden_ND, weight, shift_N, block_columns)
+        # Rounding may take a certain prediction's loss below zero.
+        losses_N = (shift_N - target_logits_N + sum_N.log()).clamp_min(0.0)
+        loss = losses_N.where(counted_N, 0.0).sum() / counted_N.sum()
+        return loss, shift_N.clone(), sum_N
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, targets_N, counted_N, num_counted, block_lse, lse_N = (
-            ctx.saved_tensors
-        )
-        dtype, sum_dtype = hidden_ND.dtype, lse_N.dtype
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            # A row's weight in the mean; times a block's share of the row's probability, a factor
-            # that turns the block's own softmax into probabilities over the whole vocabulary.
-            row_weight_N = (grad_loss / num_counted).to(sum_dtype) * counted_N
-            factors = torch.exp(block_lse - lse_N) * row_weight_N
 
-            grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=sum_dtype)
-            grad_weight_VD = torch.empty_like(weight_VD, dtype=ctx.weight_dtype)
-            blocks = zip(
-                weight_VD.split(ctx.block_columns),
-                grad_weight_VD.split(ctx.block_columns),
-                factors.unsqueeze(-1),
-                strict=True,
-            )
-            for weight_CD, grad_CD, factor_N1 in blocks:
-                probs_NC = torch.softmax(hidden_ND @ weight_CD.T, dim=1)
-                grad_hidden_ND += factor_N1 * (probs_NC @ weight_CD)
-                grad_CD.copy_(probs_NC.T @ (factor_N1 * hidden_ND).to(dtype))
+@torch.library.custom_op("gptrs::linear_cross_entropy_backward", mutates_args=())
+def _blockwise_backward(
+    grad_loss: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shift_N: Tensor,
+    sum_N: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    block_columns: int,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of hidden, and of weight or, where that is not wanted, an empty tensor."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        counted_N = targets != ignore_index
+        targets_N = targets.where(counted_N, 0)
+        # A row's weight in the mean, and what turns its exponentials into probabilities times that.
+        row_weight_N1 = ((grad_loss / counted_N.sum()) * counted_N).unsqueeze(-1)
+        factor_N1 = row_weight_N1 / sum_N.unsqueeze(-1)
+        scaled_DN = (factor_N1 * hidden).to(dtype).T.contiguous()
 
-            row_weight_N1 = row_weight_N.unsqueeze(-1)
-            grad_hidden_ND -= row_weight_N1 * weight_VD[targets_N]
-            grad_weight_VD.index_add_(
-                0, targets_N, (-row_weight_N1 * hidden_ND).to(ctx.weight_dtype)
-            )
-        return grad_hidden_ND, grad_weight_VD, None, None, None, None
+        grad_hidden_ND = torch.zeros_like(hidden, dtype=sum_N.dtype)
+        grad_weight_VD = torch.empty_like(weight if wants_weight else weight[:0])
+        blocks = _shifted_logits(hidden.to(dtype), weight, shift_N, block_columns)
+        for first, weight_CD, logits_NC in blocks:
+            exp_NC = logits_NC.exp_()
+            grad_hidden_ND += exp_NC @ weight_CD
+            if wants_weight:
+                # Half the time of exp.T @ hidden in bfloat16, whose kernels want rows.
+                grad_DC = scaled_DN @ exp_NC
+                grad_weight_VD[first : first + grad_DC.shape[1]] = grad_DC.T
+
+        grad_hidden_ND = factor_N1 * grad_hidden_ND - row_weight_N1 * weight[targets_N]
+        if wants_weight:
+            grad_weight_VD.index_add_(0, targets_N, (-row_weight_N1 * hidden).to(weight.dtype))
+        return grad_hidden_ND.to(hidden.dtype), grad_weight_VD
+
+
+@_blockwise.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    block_columns: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    per_row = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
+    return per_row.new_empty(()), per_row, torch.empty_like(per_row)
+
+
+@_blockwise_backward.register_fake
+def _(
+    grad_loss: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shift_N: Tensor,
+    sum_N: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    block_columns: int,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden), torch.empty_like(weight if wants_weight else weight[:0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, targets, *ctx.settings = inputs
+    _, *per_row = output
+    ctx.mark_non_differentiable(*per_row)
+    ctx.save_for_backward(hidden, weight, targets, *per_row)
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wants_weight = ctx.needs_input_grad[1]
+    grad_hidden, grad_weight = _blockwise_backward(
+        grad_loss, *ctx.saved_tensors, *ctx.settings, wants_weight
+    )
+    return grad_hidden, grad_weight if wants_weight else None, None, None, None, None
+
+
+_blockwise.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _sum_exp(hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int) -> Tensor:
+    """sum(exp(logits - shift)) of each row, [N]."""
+    sum_N = torch.zeros_like(shift_N)
+    for _, _, logits_NC in _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns):
+        sum_N += logits_NC.exp_().sum(dim=1)
+    return sum_N
+
+
+def _largest_logits(
+    hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int
+) -> Tensor:
+    """The largest logit of each row, [N], rounded as a block's logits minus `shift_N` are."""
+    blocks = _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns)
+    largest_BN = torch.stack([logits_NC.amax(dim=1) for _, _, logits_NC in blocks])
+    return shift_N + largest_BN.amax(dim=0)
+
+
+def _shifted_logits(
+    hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each block of the vocabulary its first id, its weights and its logits minus the shift.
+
+    Computes in hidden's dtype. Both tensors are overwritten by the next block's, so that all blocks
+    take the same place in the cache, and no memory is asked for in between.
+    """
+    num_rows, emb_dim = hidden_ND.shape
+    vocab_size = len(weight_VD)
+    block_columns = min(block_columns, vocab_size)
+    # In bfloat16 the shift's first 8 bits and the next 8; else all of it, and zero.
+    high_N = shift_N.to(hidden_ND.dtype)
+    hidden_NA = F.pad(hidden_ND, (0, _SHIFT_COLUMNS))
+    hidden_NA[:, emb_dim] = -high_N
+    hidden_NA[:, emb_dim + 1] = high_N - shift_N
+
+    weights = hidden_ND.new_ones(block_columns, emb_dim + _SHIFT_COLUMNS)
+    logits = hidden_ND.new_empty(num_rows * block_columns)
+    for first in range(0, vocab_size, block_columns):
+        block_CD = weight_VD[first : first + block_columns]
+        num_columns = len(block_CD)
+        weight_CA = weights[:num_columns]
+        weight_CA[:, :emb_dim] = block_CD
+        logits_NC = logits[: num_rows * num_columns].view(num_rows, num_columns)
+        torch.mm(hidden_NA, weight_CA.T, out=logits_NC)
+        yield first, weight_CA[:, :emb_dim], logits_NC
+
+
+def _torch_is_at_home(hidden: Tensor) -> bool:
+    """Whether `F.linear_cross_entropy` exists (torch 2.15) and `hidden` is where it is at home."""
+    return hidden.is_cuda and hasattr(F, "linear_cross_entropy")
+
+
+def _by_torch(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """`F.linear_cross_entropy`, a few rows at a time: no [N, V] tensor. Not yet run on a GPU."""
+    options = nn.LinearCrossEntropyOptions()
+    loss: Tensor = F.linear_cross_entropy(
+        hidden, weight, targets, ignore_index=ignore_index, options=options
+    )
+    return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -186,13 +307,7 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 def _is_plain_projection(layer: nn.Module) -> bool:
     """Whether `layer` only multiplies by its weight, so that calling it may be skipped."""
-    return (
-        type(layer) is nn.Linear
-        and layer.bias is None
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not (layer._backward_hooks or layer._backward_pre_hooks)
-        and not hasattr(layer, "parametrizations")
-    )
+    return is_stock(layer, nn.Linear) and layer.bias is None
 
 
 def _check_targets(targets: Tensor, ignore_index: int, *, vocab_size: int) -> None:

@@ -13,13 +13,21 @@ Activations are what the forward pass keeps for the backward pass, in numbers pe
                    norm1's output      1       norm2's output    1
                    query, key, value   3       GELU's input      4
                    context vectors     1       GELU's output     4      = 16 times emb_dim
-    at the end     final_norm's input  1 *     and output        1      =  2 times emb_dim
+    at the end     final_norm's input  1 *     and output        1 *    =  2 times emb_dim
 
-That is without checkpointing and dropout, with fused attention (it keeps no T x T scores) and with
-`next_token_loss` (it keeps no logits). Left out are numbers that are few beside emb_dim: each
-norm's mean and deviation, and the softmaxes' sums. Autocast also makes one copy of norm1's output
-for each of W_query, W_key and W_value while they are multiplied one by one: a tenth more. What the
-backward pass works with comes on top: 13 to 14 % in steps of the 124M model on a CPU.
+Positions that add numbers to the scores have no fused attention to train with on a CPU. They keep:
+
+    each block     attention weights    n_heads * length **         query, key, value    3 **
+                   relative_key: queries 1;    relative_key_query: and keys 2;
+                   transformer_xl: queries, and distances for each row of the batch, 2
+                                                                ** float32 with these kinds
+
+That is without checkpointing and dropout, with fused attention elsewhere (it keeps no T x T scores)
+and with `next_token_loss` (it keeps no logits). Left out are numbers that are few beside emb_dim,
+each norm's mean and deviation and the softmaxes' sums, and those that all rows of a batch share:
+masks, sines, vectors of distances. Autocast also makes one copy of norm1's output for each of
+W_query, W_key and W_value while they are multiplied one by one: a tenth more. What the backward
+pass works with comes on top: 13 to 14 % in steps of the 124M model on a CPU.
 """
 
 from __future__ import annotations
@@ -34,6 +42,14 @@ from gptrs.params import parameter_budget
 from gptrs.tables import align, size
 
 _FLOAT32, _BFLOAT16 = 4, 2
+# Numbers for a token and block, in emb_dim, that are kept beside 16 and the attention weights.
+_KEPT_BESIDE_WEIGHTS = {
+    "alibi": 0,
+    "t5": 0,
+    "relative_key": 1,
+    "relative_key_query": 2,
+    "transformer_xl": 2,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,18 +69,21 @@ class MemoryRow:
 def generating_memory(cfg: GPTConfig, length: int | None = None) -> list[MemoryRow]:
     """Weights, the KV cache of one sequence of `length` tokens, and their total as the last row.
 
+    With a memory_length the cache has its size from the start, however long the sequence.
+
     Raises:
-        ConfigError: length is not in 1..context_length.
+        ConfigError: the model does not take so many tokens, or length is not 1 or more.
     """
     length = checked_length(cfg, length)
-    parameters = _count(cfg, "total")
-    cached = 2 * cfg.n_layers * length * cfg.emb_dim
+    slots, formula = length, "2 * n_layers * length * emb_dim"
+    if cfg.memory_length:
+        slots = cfg.memory_length + 2 * cfg.context_length
+        formula = "2 * n_layers * (memory_length + 2 * context_length) * emb_dim"
+    cached = 2 * cfg.n_layers * slots * cfg.emb_dim
     return _with_total(
         [
-            _row("weights", "parameters", parameters, as_float32=False),
-            _row(
-                "KV cache a sequence", "2 * n_layers * length * emb_dim", cached, as_float32=False
-            ),
+            _row("weights", "parameters", _count(cfg, "total"), as_float32=False),
+            _row("KV cache a sequence", formula, cached, as_float32=False),
         ]
     )
 
@@ -78,36 +97,58 @@ def training_memory(
         length: tokens a sequence; None: context_length.
         batch_size: sequences in a forward pass.
     Raises:
-        ConfigError: length is not in 1..context_length, or batch_size not 1 or more.
+        ConfigError: the model does not take so many tokens, or length or batch_size is not 1 or
+            more.
     """
     length = checked_length(cfg, length)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more")
-    L, D = cfg.n_layers, cfg.emb_dim
+    L = cfg.n_layers
     parameters = _count(cfg, "total")
-    multiplied = L * (_count(cfg, "attention") + _count(cfg, "feed-forward")) + cfg.vocab_size * D
-    tokens = batch_size * length
-    norm_inputs = tokens * (2 * L + 1) * D
-    activations = tokens * (16 * L + 2) * D
+    # Not the output layer: `next_token_loss` copies a block of it at a time.
+    multiplied = L * (_count(cfg, "attention") + _count(cfg, "feed-forward"))
     return _with_total(
         [
             _row("weights", "parameters", parameters),
             MemoryRow(
                 part="bfloat16 copies",
-                formula="n_layers * (attention + feed-forward) + vocab_size * emb_dim",
+                formula="n_layers * (attention + feed-forward)",
                 float32=0,
                 bfloat16=_BFLOAT16 * multiplied,
             ),
             _row("gradients", "parameters", parameters),
             _row("AdamW's moments", "2 * parameters", 2 * parameters),
-            MemoryRow(
-                part="activations",
-                formula="batch_size * length * (16 * n_layers + 2) * emb_dim",
-                float32=_FLOAT32 * activations,
-                bfloat16=_FLOAT32 * norm_inputs + _BFLOAT16 * (activations - norm_inputs),
-            ),
+            *_activations(cfg, length, batch_size),
         ]
     )
+
+
+def _activations(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow]:
+    """What the module's docstring lists."""
+    L, H = cfg.n_layers, cfg.n_heads
+    tokens = batch_size * length
+    beside_weights = _KEPT_BESIDE_WEIGHTS.get(cfg.pos)
+    in_a_block = 16 + (beside_weights or 0)
+    activations = tokens * (in_a_block * L + 2) * cfg.emb_dim
+    as_float32 = tokens * _float32_of_a_token(cfg) * cfg.emb_dim
+    rows = [
+        MemoryRow(
+            part="activations",
+            formula=f"batch_size * length * ({in_a_block} * n_layers + 2) * emb_dim",
+            float32=_FLOAT32 * activations,
+            bfloat16=_FLOAT32 * as_float32 + _BFLOAT16 * (activations - as_float32),
+        )
+    ]
+    if beside_weights is not None:
+        formula = "batch_size * n_layers * n_heads * length^2"
+        rows.append(_row("attention weights", formula, tokens * L * H * length))
+    return rows
+
+
+def _float32_of_a_token(cfg: GPTConfig) -> int:
+    """Activations that are float32 when computing in bfloat16, in emb_dim."""
+    in_a_block = 5 if cfg.pos in _KEPT_BESIDE_WEIGHTS else 2
+    return in_a_block * cfg.n_layers + 2
 
 
 def format_memory(cfg: GPTConfig, length: int | None = None, batch_size: int = 1) -> str:
@@ -118,14 +159,18 @@ def format_memory(cfg: GPTConfig, length: int | None = None, batch_size: int = 1
         ["", "", "", ""],
         *_cells("Memory to train", training_memory(cfg, length, batch_size)),
     ]
+    is_added_to = cfg.pos in _KEPT_BESIDE_WEIGHTS
+    blocks = 5 if is_added_to else 2
+    which = "norms' inputs, queries, keys, values" if is_added_to else "norms' inputs"
+    scores = "" if is_added_to else " no attention scores and"
     return "\n".join(
         [
             *align(cells, "<>><"),
             f"length is {length:,}, batch_size {batch_size:,}. To train in bfloat16, weights, "
             "gradients and moments",
-            "stay float32, and so do (2 * n_layers + 1) * emb_dim of a token's activations, the "
-            "norms' inputs.",
-            "Assumed: no checkpointing, no dropout, no attention scores and no logits kept. What",
+            f"stay float32, and so do ({blocks} * n_layers + 2) * emb_dim numbers of each token:",
+            f"{which}, the last norm's output.",
+            f"Assumed: no checkpointing, no dropout,{scores} no logits kept. What",
             "the backward pass works with comes on top.",
         ]
     )

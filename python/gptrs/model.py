@@ -3,8 +3,9 @@
     in_idx ─► tok_emb + pos_emb ─► drop_emb ─► trf_blocks ─► final_norm ─► out_head ─► logits
 
 A seed gives the weights that the book's own classes draw from it, and the forward pass equals
-theirs to rounding. Knows nothing of text, losses or files. Its parts are in `layers`, its memory of
-tokens already read in `kv_cache`; this module exports both.
+theirs to rounding. Knows nothing of text, losses or files. Its parts are in `layers`, other ways to
+know a token's place in `positions`, the memory of tokens already read in `kv_cache`, all that is
+settled before a pass computes in `forward_pass`; this module exports the first and the third.
 """
 
 # Tensor names end in their shape: B batch, T tokens, D emb_dim, V vocab_size.
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.config import ConfigLike, GPTConfig
-from gptrs.errors import ConfigError, DataError, GptrsError, TokenIdError
-from gptrs.kv_cache import KVCache, Placement
+from gptrs.errors import DataError, TokenIdError
+from gptrs.forward_pass import ForwardPass, look_up, plan
+from gptrs.kv_cache import KVCache
 from gptrs.layers import (
     GELU,
     Attend,
@@ -28,8 +30,9 @@ from gptrs.layers import (
     LayerNorm,
     MultiHeadAttention,
     TransformerBlock,
-    check_num_tokens,
 )
+from gptrs.positions import position_embedding, score_bias
+from gptrs.segment_cache import cache_for
 from gptrs.state_dict import is_tied, register_hooks
 
 if TYPE_CHECKING:
@@ -85,7 +88,8 @@ class GPTModel(nn.Module):
         cfg = GPTConfig.of(cfg)
         self.cfg = cfg
         self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
-        self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
+        self.pos_emb = position_embedding(cfg)
+        self.pos_bias = score_bias(cfg)
         self.drop_emb = nn.Dropout(cfg.drop_rate)
         self.trf_blocks = nn.Sequential(*(TransformerBlock(cfg) for _ in range(cfg.n_layers)))
         self.final_norm = LayerNorm(cfg.emb_dim)
@@ -112,8 +116,9 @@ class GPTModel(nn.Module):
             in_idx: token ids, int64 or int32 [B, T], each in 0..vocab_size - 1.
             cache: tokens already read. The T new ones are appended to every row and attend to what
                 their row holds. No gradient is recorded.
-            position_ids: int [T] or [B, T], the rows of `pos_emb` to add. Default: 0..T - 1,
-                counted on from the cache. Attention stays causal in the order of the tokens.
+            position_ids: int [T] or [B, T], the tokens' places, where `pos` is "learned",
+                "sinusoidal" or "rope". Default: 0..T - 1, counted on from the cache. Attention
+                stays causal in the order of the tokens.
             cu_seqlens: int32 [number of documents + 1], where documents start and end in the
                 row-major B * T tokens, from 0 to B * T; every row starts one. Attention stays
                 inside a document, and positions restart in each.
@@ -126,9 +131,9 @@ class GPTModel(nn.Module):
 
         Raises:
             TokenIdError: an id is outside the vocabulary. (Checked on the CPU; a GPU asserts.)
-            DataError: wrong shape or dtype, more than context_length tokens, bad cu_seqlens.
+            DataError: wrong shape or dtype, more tokens than `cfg.max_tokens`, bad cu_seqlens.
             GenerationError: the cache has another batch size, or no room; nothing was written.
-            ConfigError: both `cache` and `cu_seqlens`.
+            ConfigError: both `cache` and `cu_seqlens`; position_ids where only distances count.
         """
         hidden: list[Tensor] | None = [] if return_hidden else None
         weights: list[Tensor] | None = [] if return_attention else None
@@ -158,18 +163,31 @@ class GPTModel(nn.Module):
         with _no_grad_with(cache):
             return self._trunk(in_idx, cache, position_ids, cu_seqlens, None, None)
 
-    def new_cache(self, batch_size: int) -> KVCache:
+    def new_cache(self, batch_size: int, max_tokens: int | None = None) -> KVCache:
         """An empty cache of `batch_size` rows, in the weights' dtype and on their device.
 
-        It takes 2 * n_layers * context_length * emb_dim numbers a row: 75 MB for the 124M model.
+        It takes 2 * n_layers * max_tokens * emb_dim numbers a row: 75 MB for the 124M model.
+
+        With `memory_length` M it is a SegmentCache, whose rows have no end and keep M + 2 *
+        context_length tokens at most. A text is then read segment by segment, each of which sees
+        the M tokens before it; so Transformer-XL is evaluated:
+
+        >>> memory = model.new_cache(1)
+        >>> for segment in ids.split(model.cfg.context_length, dim=1):
+        ...     logits = model(segment, cache=memory)
+
+        Args:
+            max_tokens: most tokens a row may hold. None: context_length, or without an end.
+        Raises:
+            ConfigError: max_tokens is below 1, or more than the model takes.
+            GenerationError: there is no memory for it.
         """
         weight = self.tok_emb.weight
-        return KVCache(
+        return cache_for(
+            self.cfg,
             n_layers=len(self.trf_blocks),
             batch_size=batch_size,
-            n_heads=self.cfg.n_heads,
-            context_length=self.cfg.context_length,
-            head_dim=self.cfg.head_dim,
+            max_tokens=max_tokens,
             dtype=weight.dtype,
             device=weight.device,
         )
@@ -252,74 +270,42 @@ class GPTModel(nn.Module):
         weights: list[Tensor] | None,
     ) -> Tensor:
         """Everything before `out_head`; fills `hidden` and `weights` where given."""
-        position_ids, mask, placement = self._plan(in_idx, cache, position_ids, cu_seqlens)
-        x_BTD = self._embed(in_idx, position_ids)
-        if mask is None and placement is None and hidden is None and weights is None:
+        way = plan(self.cfg, in_idx, cache, position_ids, cu_seqlens)
+        if self.pos_bias is not None:
+            way = way.biased(self.pos_bias, self.tok_emb.weight)
+        x_BTD = self._embed(in_idx, way.position_ids)
+        if way.attend is None and way.placement is None and hidden is None and weights is None:
             x_BTD = self.trf_blocks(x_BTD)
         else:
-            x_BTD = self._blocks(x_BTD, mask, placement, hidden, weights)
+            x_BTD = self._blocks(x_BTD, way, hidden, weights)
         normed_BTD: Tensor = self.final_norm(x_BTD)
         if hidden is not None:
             hidden.append(normed_BTD)
-        if placement is not None:
-            placement.commit()
+        if way.placement is not None:
+            way.placement.commit()
         return normed_BTD
 
-    def _plan(
-        self,
-        in_idx: Tensor,
-        cache: KVCache | None,
-        position_ids: Tensor | None,
-        cu_seqlens: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Placement | None]:
-        """Position ids, mask and cache slots of the pass; all checks that come before computing."""
-        _check_ids("in_idx", in_idx, ndims=(2,))
-        batch_size, num_tokens = in_idx.shape
-        if position_ids is not None:
-            _check_ids("position_ids", position_ids, ndims=(1, 2))
-            if position_ids.shape not in ((num_tokens,), (batch_size, num_tokens)):
-                raise DataError(
-                    f"position_ids has shape {list(position_ids.shape)}; for in_idx of shape "
-                    f"{list(in_idx.shape)} it must be [{num_tokens}] or {list(in_idx.shape)}"
-                )
-        if cache is not None and cu_seqlens is not None:
-            raise ConfigError("a forward pass takes a cache or cu_seqlens, not both")
-        placement: Placement | None = None
-        mask: Tensor | None = None
-        if cache is not None:
-            placement = cache.place(batch_size, num_tokens)
-            mask, default = placement.mask, placement.position_ids
-        else:
-            check_num_tokens(num_tokens, self.cfg.context_length)
-            if cu_seqlens is not None:
-                mask, default = _documents(cu_seqlens, batch_size, num_tokens)
-            else:
-                default = torch.arange(num_tokens, device=in_idx.device)
-        return default if position_ids is None else position_ids, mask, placement
-
     def _embed(self, in_idx: Tensor, position_ids: Tensor) -> Tensor:
-        tok_BTD = _look_up(self.tok_emb, in_idx, "token id", TokenIdError)
-        pos_TD = _look_up(self.pos_emb, position_ids, "position id", DataError)
-        x_BTD: Tensor = self.drop_emb(tok_BTD + pos_TD)
-        return x_BTD
+        x_BTD = look_up(self.tok_emb, in_idx, "token id", TokenIdError)
+        if isinstance(self.pos_emb, nn.Embedding):
+            x_BTD = x_BTD + look_up(self.pos_emb, position_ids, "position id", DataError)
+        elif self.pos_emb is not None:
+            x_BTD = x_BTD + self.pos_emb(position_ids, x_BTD.dtype)
+        dropped_BTD: Tensor = self.drop_emb(x_BTD)
+        return dropped_BTD
 
     def _blocks(
         self,
         x_BTD: Tensor,
-        mask: Tensor | None,
-        placement: Placement | None,
+        way: ForwardPass,
         hidden: list[Tensor] | None,
         weights: list[Tensor] | None,
     ) -> Tensor:
-        is_causal = mask is None and (placement is None or placement.is_causal)
         for index, block in enumerate(self.trf_blocks):
             if hidden is not None:
                 hidden.append(x_BTD)
-            extend = None if placement is None else placement.layer(index)
-            if mask is None and extend is None and weights is None:
-                x_BTD = block(x_BTD)
-            else:
-                x_BTD = block(x_BTD, Attend(mask, is_causal, extend, weights))
+            attend = way.layer(index, weights)
+            x_BTD = block(x_BTD) if attend is None else block(x_BTD, attend)
         return x_BTD
 
     def _draw_gpt2_weights(self) -> None:
@@ -336,60 +322,3 @@ class GPTModel(nn.Module):
 def _no_grad_with(cache: KVCache | None) -> AbstractContextManager[Any]:
     """A pass with a cache is inference: a gradient that ended at the cache would be wrong."""
     return nullcontext() if cache is None else torch.no_grad()
-
-
-def _documents(cu_seqlens: Tensor, batch_size: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """The mask, bool [B, 1, T, T], and position ids, [B, T], of documents packed into rows."""
-    _check_cu_seqlens(cu_seqlens, batch_size, num_tokens)
-    index = torch.arange(batch_size * num_tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    document = torch.searchsorted(cu_seqlens, index, right=True) - 1
-    position_ids_BT = (index - cu_seqlens[document]).view(batch_size, num_tokens)
-    document_BT = document.view(batch_size, num_tokens)
-    mask_BTT = (document_BT[:, :, None] == document_BT[:, None, :]).tril()
-    return mask_BTT[:, None], position_ids_BT
-
-
-# --- Checks: on shapes, dtypes and host values only, so that no GPU is waited for ---
-
-
-def _check_ids(name: str, ids: Tensor, ndims: tuple[int, ...]) -> None:
-    if not isinstance(ids, Tensor):
-        raise DataError(f"{name} is a {type(ids).__name__}; it must be a tensor of integers")
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise DataError(f"{name} has dtype {ids.dtype}; it must be torch.int64 or torch.int32")
-    if ids.ndim not in ndims:
-        expected = "[batch, tokens]" if ndims == (2,) else "[tokens] or [batch, tokens]"
-        hint = "; add the batch with unsqueeze(0)" if ids.ndim == 1 else ""
-        raise DataError(f"{name} has shape {list(ids.shape)}; it must be {expected}{hint}")
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, batch_size: int, num_tokens: int) -> None:
-    _check_ids("cu_seqlens", cu_seqlens, ndims=(1,))
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    bounds = cu_seqlens.tolist()
-    end = batch_size * num_tokens
-    if not bounds or bounds[0] != 0 or bounds[-1] != end:
-        raise DataError(f"cu_seqlens is {bounds}; it must run from 0 to batch * tokens = {end}")
-    if bounds != sorted(bounds):
-        raise DataError(f"cu_seqlens is {bounds}; it must not decrease")
-    for row in range(batch_size):
-        if row * num_tokens not in bounds:
-            raise DataError(
-                f"cu_seqlens is {bounds}; it must have {row * num_tokens}, where row {row} starts"
-            )
-
-
-def _look_up(embedding: nn.Embedding, ids: Tensor, what: str, error: type[GptrsError]) -> Tensor:
-    """`embedding(ids)`. An id outside is explained after the fact: checking costs nothing."""
-    try:
-        vectors: Tensor = embedding(ids)
-    except IndexError as cause:
-        size = embedding.weight.shape[0]
-        outside = ((ids < 0) | (ids >= size)).nonzero()
-        if not len(outside):
-            raise
-        index = outside[0].tolist()
-        found = int(ids[tuple(index)])
-        raise error(f"{what} {found} at {index} is outside 0..{size - 1}") from cause
-    return vectors

@@ -1,13 +1,13 @@
 """The commands `gptrs params` and `gptrs explain`: what a model is made of, and what it does.
 
-params PRESET|DIR               ─► parameters, FLOPs, memory       from the config alone, no torch
-explain TEXT --model PRESET|DIR ─► the way of the text, step by step
+params PRESET|PATH               ─► parameters, FLOPs, memory       from the config alone, no torch
+explain TEXT --model PRESET|PATH ─► the way of the text, step by step
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=f"Presets: {', '.join(PRESETS)}.")
-@click.argument("model", metavar="PRESET|DIR")
+@click.argument("model", metavar="PRESET|PATH")
 @click.option("--length", type=click.IntRange(min=1),
               help="Tokens a sequence; by default as many as the model sees at once.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True,
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 def params(model: str, length: int | None, batch_size: int) -> None:
     """Count a model's parameters, FLOPs and memory, each with its formula.
 
-    The model is a preset, or that of a run or a checkpoint, such as runs/demo-001. Nothing is built
-    or loaded: the largest preset takes no longer than the smallest.
+    The model is a preset, or that of a run or a checkpoint, such as runs/demo-001, of a Hugging
+    Face GPT-2's folder, or of a file that GPTModel.from_pretrained reads. Nothing is built or
+    loaded: the largest preset takes no longer than the smallest.
     """
     from gptrs.flops import format_flops
     from gptrs.memory_budget import format_memory
@@ -46,8 +47,9 @@ def params(model: str, length: int | None, batch_size: int) -> None:
 
 @click.command(epilog=f"Presets: {', '.join(PRESETS)}.")
 @click.argument("text")
-@click.option("--model", required=True, metavar="PRESET|DIR",
-              help="The folder of a run or a checkpoint, or a preset: random weights.")  # fmt: skip
+@click.option("--model", required=True, metavar="PRESET|PATH",
+              help="A run, a checkpoint, a Hugging Face GPT-2's folder or a file of weights; or a "
+              "preset: random weights.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True,
               help="Of the draw, and of a preset's random weights.")  # fmt: skip
 @click.option("--blocks", type=click.IntRange(min=0), default=1, show_default=True,
@@ -72,13 +74,22 @@ def explain(text: str, model: str, seed: int, blocks: int) -> None:
 
 
 def _config_of(model: str) -> GPTConfig:
-    """A preset's config, or that of the checkpoint or run in a folder."""
-    if model in PRESETS or not Path(model).is_dir():
+    """A preset's config, or that of the model in a folder or file."""
+    if model in PRESETS or not Path(model).exists():
         return get_config(model)
-    from gptrs.manifest import checkpoint_in, read_manifest
+    from gptrs.foreign_config import config_without_weights, is_known, read_json
+    from gptrs.manifest import CONFIG_FILE, FORMAT, checkpoint_in, read_manifest
 
+    folder = checkpoint_in(model)
     try:
-        return read_manifest(checkpoint_in(model)).model
+        content = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+        if content.get("format") == FORMAT:
+            return read_manifest(folder).model
+        if is_known(content):
+            return config_without_weights(content, folder / CONFIG_FILE)
+        from gptrs.pretrained import config_of_pretrained  # The shapes must tell.
+
+        return config_of_pretrained(model)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
 
@@ -86,19 +97,36 @@ def _config_of(model: str) -> GPTConfig:
 def _load(model: str, seed: int) -> tuple[GPTModel, Tokenizer, str]:
     """A model, its tokenizer, and what its weights are, in words."""
     cfg = _config_of(model)  # A preset that is misspelt is known before torch is imported.
-    from gptrs.checkpoint import load_checkpoint
+    from gptrs.pretrained import from_pretrained
     from gptrs.tokenizer import get_tokenizer
 
     if model in PRESETS:
         words = f"random weights from seed {seed}: it has learned nothing, its guesses mean nothing"
         return _random_model(cfg, model, seed), get_tokenizer("gpt2"), words
     try:
-        gpt, tokenizer = load_checkpoint(model)
+        gpt, tokenizer = from_pretrained(model), _tokenizer_of(Path(model), cfg)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-    if tokenizer is None:
-        raise click.ClickException(f"{model}: was saved without a tokenizer, so it takes no text")
     return gpt, tokenizer, f"the weights saved in {model}"
+
+
+def _tokenizer_of(path: Path, cfg: GPTConfig) -> Any:
+    """The tokenizer beside somebody's weights, or GPT-2's where they fit it."""
+    from gptrs.checkpoint import load_tokenizer
+    from gptrs.pretrained import is_own_checkpoint
+    from gptrs.tokenizer import get_tokenizer
+
+    tokenizer: Any = None
+    folder = path if path.is_dir() else path.parent
+    if is_own_checkpoint(path):
+        tokenizer = load_tokenizer(path)
+    elif any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        tokenizer = get_tokenizer(folder)
+    elif cfg.vocab_size == get_tokenizer("gpt2").n_vocab:
+        tokenizer = get_tokenizer("gpt2")
+    if tokenizer is None:
+        raise click.ClickException(f"{path}: was saved without a tokenizer, so it takes no text")
+    return tokenizer
 
 
 def _random_model(cfg: GPTConfig, name: str, seed: int) -> GPTModel:

@@ -9,15 +9,27 @@ from torch import nn
 
 from gptrs.errors import ConfigError
 from gptrs.model import GPTModel
+from gptrs.segment_cache import check_most_tokens
+
+NO_END = 2**40
+"""The context length of a model with a memory: more tokens than anybody generates."""
 
 
 def context_length_of(model: Any, asked: int | None) -> int:
-    """Most tokens that a model sees; fewer if `asked`.
+    """Most tokens that a model sees: its own number, or as `asked`; NO_END where it has a memory.
+
+    A GPTModel whose positions have no end may be asked for more than its own number, others for
+    less only. What is too much for a model of transformers is cut to its own number.
 
     Raises:
-        ConfigError: it does not say, or fewer than 1 were asked for.
+        ConfigError: it does not say, or fewer than 1 were asked for, or more than a GPTModel takes.
     """
-    own = _context_length(model)
+    if isinstance(model, GPTModel):
+        if asked is None:
+            return NO_END if model.cfg.memory_length else model.cfg.context_length
+        check_most_tokens(model.cfg, "context_length", asked)
+        return asked
+    own = _of_config(model, "max_position_embeddings")
     if asked is not None and asked < 1:
         raise ConfigError(f"context_length is at least 1, found {asked}")
     if own is None and asked is None:
@@ -48,12 +60,6 @@ def weights_version(model: object) -> object:
     return [
         (id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()
     ]
-
-
-def _context_length(model: Any) -> int | None:
-    if isinstance(model, GPTModel):
-        return model.cfg.context_length
-    return _of_config(model, "max_position_embeddings")
 
 
 def _of_config(model: Any, name: str) -> int | None:

@@ -7,15 +7,24 @@ import math
 import torch
 from torch import nn
 
+from gptrs.positions import TransformerXLKey
 from gptrs.training_config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW over what requires a gradient; weight decay on matrices, none on vectors."""
+    """Fused AdamW over what requires a gradient; weight decay on matrices, none on vectors.
+
+    Tables count as matrices: of tokens, positions, distances. Transformer-XL's u and v are vectors,
+    one for each head.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    layers = [module for module in model.modules() if isinstance(module, TransformerXLKey)]
+    of_heads = {id(vectors) for layer in layers for vectors in (layer.u, layer.v)}
+    vectors = [p for p in parameters if p.ndim < 2 or id(p) in of_heads]
+    matrices = [p for p in parameters if p.ndim >= 2 and id(p) not in of_heads]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True

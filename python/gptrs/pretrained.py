@@ -1,7 +1,7 @@
 """`GPTModel.from_pretrained`: whose weights these are, which config they have, and the model.
 
-    path ─► own checkpoint ─► load_checkpoint
-        └─► file and config.json ─► whose names? ─► config ─► filled model
+    path ─► own checkpoint ─────────────────────► config ─► filled model
+        └─► file and config.json ─► whose names? ──┘
 
 Reads config.json, and leaves the tensors to `weight_files`, their names to `weight_names` and the
 model to `filled_model`.
@@ -9,7 +9,6 @@ model to `filled_model`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -17,21 +16,16 @@ from typing import Any
 
 import torch
 
-from gptrs.checkpoint import load_checkpoint
+from gptrs.checkpoint import open_checkpoint
 from gptrs.config import ConfigLike, GPTConfig
 from gptrs.errors import CheckpointError, MissingExtraError
 from gptrs.filled_model import filled_model
+from gptrs.foreign_config import config_of_json, is_known, read_json
 from gptrs.manifest import CONFIG_FILE, FORMAT, RUN_FOLDER
 from gptrs.model import GPTModel
-from gptrs.pretrained_config import (
-    check_fits,
-    complete,
-    config_of_file,
-    config_of_json,
-    is_known,
-)
+from gptrs.pretrained_config import check_fits, complete, config_of_file
 from gptrs.weight_files import WeightFile, open_weights
-from gptrs.weight_names import recipe_for
+from gptrs.weight_names import Recipe, recipe_for
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -56,33 +50,47 @@ def from_pretrained(
     """What `GPTModel.from_pretrained` says."""
     path = Path(path)
     wanted = None if cfg is None else GPTConfig.of(cfg)
-    if not path.exists():
-        hint = f"; gptrs.from_hub({str(path)!r}) fetches a model from the Hugging Face hub"
-        raise CheckpointError(
-            f"{path}: no such file or folder{hint if _HUB_NAME.fullmatch(str(path)) else ''}"
-        )
-    if _is_own_checkpoint(path):
-        model, _ = load_checkpoint(path, device=device)
-        if wanted is not None:
-            check_fits(wanted, model.cfg.to_dict(), path)
-        return model if dtype is None else model.to(dtype)
-    file, stated = _find(path)
-    shapes = {name: entry.shape for name, entry in file.entries.items()}
-    recipe = recipe_for(shapes)
-    if recipe is None:
-        raise CheckpointError(
-            f"{file.path}: no GPT-2's weights (wte.weight ...) and no book's (tok_emb.weight ...); "
-            f"it has {', '.join(list(shapes)[:6]) or 'no tensors'}"
-        )
-    found = config_of_file(file, recipe, stated)
-    if found["tie_embeddings"]:
-        # A tied file has one matrix; the book's model, which is not tied, takes it twice.
-        recipe.sources.setdefault("out_head.weight", recipe.sources["tok_emb.weight"])
+    found, file, recipe = _open(path)
     if wanted is None:
         wanted = complete(found, file.path)
     else:
         check_fits(wanted, found, file.path)
     return filled_model(wanted, file, recipe, dtype=dtype, device=device)
+
+
+def config_of_pretrained(path: str | os.PathLike[str]) -> GPTConfig:
+    """The config of the model that `from_pretrained` would read, which reads no weights for it.
+
+    Raises:
+        CheckpointError, ConfigError: as `from_pretrained`, but for what only the weights show.
+    """
+    found, file, _ = _open(Path(path))
+    return complete(found, file.path)
+
+
+def _open(path: Path) -> tuple[dict[str, Any], WeightFile, Recipe]:
+    """What is known of the config, the weights, and how their names become ours."""
+    if not path.exists():
+        hint = f"; gptrs.from_hub({str(path)!r}) fetches a model from the Hugging Face hub"
+        raise CheckpointError(
+            f"{path}: no such file or folder{hint if _HUB_NAME.fullmatch(str(path)) else ''}"
+        )
+    if is_own_checkpoint(path):
+        saved, file, recipe = open_checkpoint(path)
+        return saved.to_dict(), file, recipe
+    file, stated = _find(path)
+    shapes = {name: entry.shape for name, entry in file.entries.items()}
+    foreign = recipe_for(shapes)
+    if foreign is None:
+        raise CheckpointError(
+            f"{file.path}: no GPT-2's weights (wte.weight ...) and no book's (tok_emb.weight ...); "
+            f"it has {', '.join(list(shapes)[:6]) or 'no tensors'}"
+        )
+    found = config_of_file(file, foreign, stated)
+    if found["tie_embeddings"]:
+        # A tied file has one matrix; the book's model, which is not tied, takes it twice.
+        foreign.sources.setdefault("out_head.weight", foreign.sources["tok_emb.weight"])
+    return found, file, foreign
 
 
 def from_hub(
@@ -121,10 +129,10 @@ def from_hub(
     return from_pretrained(folder, cfg=cfg, dtype=dtype, device=device)
 
 
-def _is_own_checkpoint(path: Path) -> bool:
+def is_own_checkpoint(path: Path) -> bool:
     """A checkpoint's folder, or that of a run, which has its checkpoint in it."""
     if (path / CONFIG_FILE).exists():
-        return bool(_read_json(path / CONFIG_FILE).get("format") == FORMAT)
+        return bool(read_json(path / CONFIG_FILE).get("format") == FORMAT)
     return (path / RUN_FOLDER / CONFIG_FILE).exists()
 
 
@@ -132,7 +140,7 @@ def _find(path: Path) -> tuple[WeightFile, dict[str, Any]]:
     """The weights, and what a config.json beside them says."""
     folder = path if path.is_dir() else path.parent
     config = folder / CONFIG_FILE
-    content = _read_json(config) if config.exists() else {}
+    content = read_json(config) if config.exists() else {}
     # What lies beside a file may have nothing to do with it; a folder is one model.
     is_meant = config.exists() and (path.is_dir() or is_known(content))
     stated = config_of_json(content, config) if is_meant else {}
@@ -142,11 +150,3 @@ def _find(path: Path) -> tuple[WeightFile, dict[str, Any]]:
         if (path / name).exists():
             return open_weights(path / name), stated
     raise CheckpointError(f"{path}: no weights here: there is no {' or '.join(WEIGHTS_FILES)}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
-    return content if isinstance(content, dict) else {}

@@ -4,7 +4,8 @@
                                      attention, run by run, over the cache
 
 Prompts of different lengths lie behind each other, so nothing is computed on padding. Where a layer
-is not the stock one (LoRA, a hook, autocast) the model's own modules run, over the same cache.
+is not the stock one (LoRA, a hook, autocast), or adds to its scores itself (BERT's and
+Transformer-XL's positions), the model's own modules run, over the same cache.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from gptrs.fused_forward import attention_over, hidden_states, matmul_for, norm,
 from gptrs.kv_cache import KVCache
 from gptrs.layers import MultiHeadAttention, TransformerBlock
 from gptrs.model import GPTModel
+from gptrs.segment_cache import cache_for
 
 # N tokens of a call, R rows of logits, B slots, D emb_dim, V vocab_size.
 
@@ -39,7 +41,7 @@ class TorchEngine(Engine):
     Args:
         model: in evaluation mode, or without dropout.
         slots: sequences at once.
-        context_size: most tokens a slot holds, cut to the model's own context_length.
+        context_size: most tokens a slot holds, cut to what the model takes.
         prefill_tokens: most tokens of prompts in a call.
         dtype: what is computed and cached in; None: the weights' own.
         compile: translate the step with `torch.compile`, once a batch size.
@@ -67,19 +69,18 @@ class TorchEngine(Engine):
         super().__init__(
             name=f"torch{precision_suffix(self._dtype)}",
             vocab_size=model.cfg.vocab_size,
-            context_length=min(context_size, model.cfg.context_length),
+            context_length=min(context_size, model.cfg.max_tokens or context_size),
             slots=slots,
             prefill_tokens=prefill_tokens,
             choose=choose,
             candidates=candidates,
         )
         self._model = model
-        self._cache = KVCache(
+        self._cache = cache_for(
+            model.cfg,
             n_layers=len(model.trf_blocks),
             batch_size=slots,
-            n_heads=model.cfg.n_heads,
-            context_length=self.context_length,
-            head_dim=model.cfg.head_dim,
+            max_tokens=self.context_length,
             dtype=self._dtype,
             device=self.device,
         )
@@ -113,7 +114,7 @@ class TorchEngine(Engine):
             return self._call_layers(runs, wanted)
         with torch.inference_mode():
             ids_N = self.tokens[: runs[-1].tokens.stop].to(self.device)
-            attention = attention_over(self._cache.storage, runs)
+            attention = attention_over(self._cache.storage, runs, weights)
             x_ND = hidden_states(weights, ids_N, _positions(runs, self.device), attention)
             x_RD = x_ND if wanted.count(1) == len(x_ND) else _wanted_rows(x_ND, runs, wanted)
             normed_RD = norm(x_RD, weights.norm)
@@ -159,14 +160,22 @@ class TorchEngine(Engine):
         wanted = list(wanted)
         with autocast_to(None if is_own else self._dtype, self.device):
             for run in runs:
-                cache = self._cache.rows(run.slots.start, run.slots.stop)
-                self._cache.lengths[run.slots] = run.starts
+                cache = self._rows(run)
                 ids_BT = self.tokens[run.tokens].view(-1, run.count).to(self.device)
-                x_BTD = self._model.hidden_states(ids_BT, cache=cache)
+                x_BTD = self._read(ids_BT, cache)
                 hidden += last_positions(x_BTD, wanted[: len(run.starts)])
                 del wanted[: len(run.starts)]
             # One call for all rows: the output layer's weights are read once.
             return self._call_head(torch.cat(hidden))
+
+    def _rows(self, run: Run) -> KVCache:
+        """The cache of a run's slots, cut to what they keep."""
+        self._cache.lengths[run.slots] = run.starts
+        return self._cache.rows(run.slots.start, run.slots.stop)
+
+    def _read(self, ids_BT: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states of tokens that are appended to every row of a cache: [B, T, D]."""
+        return self._model.hidden_states(ids_BT, cache=cache)
 
 
 def why_no_cache(model: GPTModel) -> str | None:

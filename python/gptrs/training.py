@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptrs.config import GPTConfig
 from gptrs.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 
 Device = str | torch.device
@@ -91,10 +92,18 @@ def generate_and_print_sample(
             model=model,
             idx=text_to_token_ids(start_context, tokenizer).to(device),
             max_new_tokens=SAMPLE_TOKENS,
-            context_size=model.get_parameter("pos_emb.weight").shape[0],
+            context_size=_context_size(model),
         )
     print(token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
     model.train()
+
+
+def _context_size(model: nn.Module) -> int:
+    """How many tokens a model sees: ours says so, the book's has a table of as many positions."""
+    cfg = getattr(model, "cfg", None)
+    if isinstance(cfg, GPTConfig):
+        return cfg.context_length
+    return model.get_parameter("pos_emb.weight").shape[0]
 
 
 def train_model_simple(
