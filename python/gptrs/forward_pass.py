@@ -48,6 +48,8 @@ class ForwardPass:
         num_queries = self.position_ids.shape[-1]
         num_keys = num_queries if self.placement is None else self.placement.num_seen
         scores = bias(num_queries, num_keys, attend.starts, like)
+        if scores.ndim == 3:
+            scores = scores[None]  # Fused attention on a CPU takes masks with a batch, or none.
         return replace(self, attend=replace(attend, mask=masked(scores, attend)))
 
 

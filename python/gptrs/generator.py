@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 import torch
 from tqdm.auto import tqdm
 
-from gptrs.checkpoint import load_tokenizer
 from gptrs.completions import Completion, CompletionBuilder, to_completion
 from gptrs.errors import ConfigError
 from gptrs.model_facts import context_length_of, vocab_size_of
-from gptrs.pretrained import from_pretrained, is_own_checkpoint
+from gptrs.pretrained import from_pretrained, tokenizer_beside
 from gptrs.prompts import has_many
 from gptrs.requests import (
     CALL_OPTION_NAMES,
@@ -95,7 +94,7 @@ class Generator:
         if engine not in ("auto", "torch"):
             raise ConfigError(f'engine is "auto" or "torch", found {engine!r}')
         if isinstance(model, str | Path):
-            tokenizer = _tokenizer_beside(Path(model)) if tokenizer is None else tokenizer
+            tokenizer = tokenizer_beside(Path(model)) if tokenizer is None else tokenizer
             model = from_pretrained(model)
         if not callable(model):
             raise ConfigError(
@@ -297,14 +296,6 @@ class Generator:
                         bar.update()
                 bar.set_postfix(tokens=num_tokens, refresh=False)
         return [builder.completion() for builder in builders]
-
-
-def _tokenizer_beside(path: Path) -> Any:
-    """The tokenizer that was saved with a model; None if there is none."""
-    if is_own_checkpoint(path):
-        return load_tokenizer(path)
-    names = ("tokenizer.json", "vocab.json")
-    return get_tokenizer(path) if any((path / name).is_file() for name in names) else None
 
 
 def _num_drawn(options: CallOptions, num_samples: int) -> int:

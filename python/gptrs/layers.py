@@ -150,7 +150,7 @@ class MultiHeadAttention(nn.Module):
             mask = masked(terms_BHTS * self.scale, attend)
         elif mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q_BHTK.dtype)
-        attention = self._fused if self._is_plain(attend) else self._explicit
+        attention = self._explicit if self._goes_stepwise(attend, mask) else self._fused
         y_BHTK = attention(q_BHTK, k_BHSK, v_BHSK, mask, attend)
         out: Tensor = self.out_proj(y_BHTK.transpose(1, 2).flatten(2))
         return out
@@ -168,9 +168,15 @@ class MultiHeadAttention(nn.Module):
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.reshape(*x_BTD.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
-    def _is_plain(self, attend: Attend) -> bool:
-        """Whether nobody wants the weights or brings a dropout of their own."""
-        return attend.weights is None and is_stock(self.dropout, nn.Dropout)
+    def _goes_stepwise(self, attend: Attend, mask: Tensor | None) -> bool:
+        """Whether somebody wants the weights, or brings a dropout of their own, or it is faster.
+
+        On a CPU, SDPA has no kernel for a mask that has a gradient. It goes by steps then, too, and
+        with bfloat16 in float32.
+        """
+        if attend.weights is not None or not is_stock(self.dropout, nn.Dropout):
+            return True
+        return mask is not None and mask.requires_grad and mask.device.type == "cpu"
 
     def _fused(
         self,
@@ -199,11 +205,11 @@ class MultiHeadAttention(nn.Module):
         attend: Attend,
     ) -> Tensor:
         """The same step by step."""
-        scores_BHTS = q_BHTK @ k_BHSK.transpose(2, 3) * self.scale
+        scores_BHTS = (q_BHTK @ k_BHSK.transpose(2, 3)).mul_(self.scale)
         if mask is None or mask.dtype == torch.bool:
             scores_BHTS = masked(scores_BHTS, attend)
         else:
-            scores_BHTS = scores_BHTS + mask
+            scores_BHTS = scores_BHTS.add_(mask)
         weights_BHTS: Tensor = self.dropout(torch.softmax(scores_BHTS, dim=-1))
         if attend.weights is not None:
             attend.weights.append(weights_BHTS)

@@ -15,12 +15,11 @@ Activations are what the forward pass keeps for the backward pass, in numbers pe
                    context vectors     1       GELU's output     4      = 16 times emb_dim
     at the end     final_norm's input  1 *     and output        1 *    =  2 times emb_dim
 
-Positions that add numbers to the scores have no fused attention to train with on a CPU. They keep:
+Positions that learn what they add to the scores have no fused attention to train with on a CPU:
 
-    each block     attention weights    n_heads * length **         query, key, value    3 **
+    each block     attention weights    n_heads * length
                    relative_key: queries 1;    relative_key_query: and keys 2;
                    transformer_xl: queries, and distances for each row of the batch, 2
-                                                                ** float32 with these kinds
 
 That is without checkpointing and dropout, with fused attention elsewhere (it keeps no T x T scores)
 and with `next_token_loss` (it keeps no logits). Left out are numbers that are few beside emb_dim,
@@ -43,13 +42,7 @@ from gptrs.tables import align, size
 
 _FLOAT32, _BFLOAT16 = 4, 2
 # Numbers for a token and block, in emb_dim, that are kept beside 16 and the attention weights.
-_KEPT_BESIDE_WEIGHTS = {
-    "alibi": 0,
-    "t5": 0,
-    "relative_key": 1,
-    "relative_key_query": 2,
-    "transformer_xl": 2,
-}
+_KEPT_BESIDE_WEIGHTS = {"t5": 0, "relative_key": 1, "relative_key_query": 2, "transformer_xl": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +123,7 @@ def _activations(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow
     beside_weights = _KEPT_BESIDE_WEIGHTS.get(cfg.pos)
     in_a_block = 16 + (beside_weights or 0)
     activations = tokens * (in_a_block * L + 2) * cfg.emb_dim
-    as_float32 = tokens * _float32_of_a_token(cfg) * cfg.emb_dim
+    as_float32 = tokens * (2 * L + 2) * cfg.emb_dim
     rows = [
         MemoryRow(
             part="activations",
@@ -145,12 +138,6 @@ def _activations(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow
     return rows
 
 
-def _float32_of_a_token(cfg: GPTConfig) -> int:
-    """Activations that are float32 when computing in bfloat16, in emb_dim."""
-    in_a_block = 5 if cfg.pos in _KEPT_BESIDE_WEIGHTS else 2
-    return in_a_block * cfg.n_layers + 2
-
-
 def format_memory(cfg: GPTConfig, length: int | None = None, batch_size: int = 1) -> str:
     """Both tables as text for a terminal, and what they assume."""
     length = checked_length(cfg, length)
@@ -159,17 +146,14 @@ def format_memory(cfg: GPTConfig, length: int | None = None, batch_size: int = 1
         ["", "", "", ""],
         *_cells("Memory to train", training_memory(cfg, length, batch_size)),
     ]
-    is_added_to = cfg.pos in _KEPT_BESIDE_WEIGHTS
-    blocks = 5 if is_added_to else 2
-    which = "norms' inputs, queries, keys, values" if is_added_to else "norms' inputs"
-    scores = "" if is_added_to else " no attention scores and"
+    scores = "" if cfg.pos in _KEPT_BESIDE_WEIGHTS else " no attention scores and"
     return "\n".join(
         [
             *align(cells, "<>><"),
             f"length is {length:,}, batch_size {batch_size:,}. To train in bfloat16, weights, "
             "gradients and moments",
-            f"stay float32, and so do ({blocks} * n_layers + 2) * emb_dim numbers of each token:",
-            f"{which}, the last norm's output.",
+            "stay float32, and so do (2 * n_layers + 2) * emb_dim numbers of each token:",
+            "norms' inputs, the last norm's output.",
             f"Assumed: no checkpointing, no dropout,{scores} no logits kept. What",
             "the backward pass works with comes on top.",
         ]

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gptrs.checkpoint import open_checkpoint
+from gptrs.checkpoint import load_tokenizer, open_checkpoint
 from gptrs.config import ConfigLike, GPTConfig
 from gptrs.errors import CheckpointError, MissingExtraError
 from gptrs.filled_model import filled_model
@@ -24,8 +24,12 @@ from gptrs.foreign_config import config_of_json, is_known, read_json
 from gptrs.manifest import CONFIG_FILE, FORMAT, RUN_FOLDER
 from gptrs.model import GPTModel
 from gptrs.pretrained_config import check_fits, complete, config_of_file
+from gptrs.tokenizer import Tokenizer, get_tokenizer
 from gptrs.weight_files import WeightFile, open_weights
 from gptrs.weight_names import Recipe, recipe_for
+
+if TYPE_CHECKING:
+    import tiktoken
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -127,6 +131,19 @@ def from_hub(
             f"it: {type(error).__name__}: {reason}"
         ) from error
     return from_pretrained(folder, cfg=cfg, dtype=dtype, device=device)
+
+
+def tokenizer_beside(path: Path) -> Tokenizer | tiktoken.Encoding | None:
+    """The tokenizer that was saved with a model; None if there is none.
+
+    Raises:
+        CheckpointError: the checkpoint's is damaged.
+        TokenizerError: another folder's is not supported.
+    """
+    if is_own_checkpoint(path):
+        return load_tokenizer(path)
+    names = ("tokenizer.json", "vocab.json")
+    return get_tokenizer(path) if any((path / name).is_file() for name in names) else None
 
 
 def is_own_checkpoint(path: Path) -> bool:
