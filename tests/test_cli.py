@@ -80,7 +80,7 @@ def test_python_dash_m_is_the_same_command():
         (["train", __file__, "--pos", "t5", "--rel-max-distance", "9"], 'pos="t5" has a bucket'),
         (["demo", "--steps", "0"], "steps is 0; it must be a whole number from 1 up"),
         (["demo", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
-        (["generate", "--model", "nowhere", "--prompt", "x"], "nowhere: no checkpoint here"),
+        (["generate", "--model", "nowhere", "--prompt", "x"], "nowhere: no such file or folder"),
         (["tokenize", "nowhere.txt"], "nowhere.txt: no such file"),
         (["tokenize", "a.txt", "--text", "b"], "--text and files exclude each other"),
         (["tokenize", "--text", "x", "--tokenizer", "gpt9"], "no tokenizer is named 'gpt9'"),

@@ -14,9 +14,15 @@ import gptrs
 from gptrs.text import help_topics
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TEN_LINES, GENERATOR_LINES, WEIGHTS_LINES, SAMPLER_LINES, TOKENIZER_LINES, STORE_LINES = re.findall(
-    r"```python\n(.*?)```", README, flags=re.DOTALL
-)
+(
+    TEN_LINES,
+    GENERATOR_LINES,
+    WEIGHTS_LINES,
+    POSITION_LINES,
+    SAMPLER_LINES,
+    TOKENIZER_LINES,
+    STORE_LINES,
+) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("tokenizer", ["ours", "tiktoken"])
@@ -62,6 +68,14 @@ def test_real_weights_come_and_go_as_shown(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out
     back = transformers.GPT2LMHeadModel.from_pretrained("out").state_dict()
     assert all(torch.equal(tensor, back[name]) for name, tensor in theirs.state_dict().items())
+
+
+def test_a_model_with_other_positions_goes_on_past_its_context_as_shown(capsys):
+    names = {}
+    exec(POSITION_LINES, names)
+    assert capsys.readouterr().out in ("length\n", "eos\n", "stop\n")
+    [completion] = names["longer"]("Hello, I am", 100, seed=1, eos_id=None)
+    assert len(completion.token_ids) == 100 > names["cfg"].context_length
 
 
 def test_the_sampler_works_alone_and_in_transformers_as_shown():

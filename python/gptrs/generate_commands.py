@@ -83,7 +83,7 @@ _sampling_options = _options(
 
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path),
-              help="The folder of a run or a checkpoint, such as runs/demo-001.")  # fmt: skip
+              help="The folder of a run, a checkpoint or a Hugging Face GPT-2, or the book's .pth.")  # fmt: skip
 @click.option("--prompt", help="The text to continue; without it and --file, standard input.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help='Many prompts, one a line: {"prompt": "..."}, and settings.')  # fmt: skip
@@ -180,17 +180,15 @@ def _standard_input() -> str:
 
 
 def _load(model: Path, device: str, dtype: str | None) -> Generator:
-    from gptrs.checkpoint import load_checkpoint
     from gptrs.devices import choose_device
     from gptrs.generator import Generator
+    from gptrs.pretrained import with_tokenizer
 
     target = choose_device(device)
     try:
-        gpt, tokenizer = load_checkpoint(model, device=target)
+        gpt, tokenizer = with_tokenizer(model, target)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-    if tokenizer is None:
-        raise click.ClickException(f"{model}: was saved without a tokenizer, so it takes no text")
     return Generator(gpt, tokenizer, dtype=dtype)
 
 

@@ -7,7 +7,7 @@ explain TEXT --model PRESET|PATH ─► the way of the text, step by step
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,8 @@ from gptrs.config import PRESETS, GPTConfig, get_config
 from gptrs.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import tiktoken
+
     from gptrs.model import GPTModel
     from gptrs.tokenizer import Tokenizer
 
@@ -94,39 +96,20 @@ def _config_of(model: str) -> GPTConfig:
         raise click.ClickException(str(error)) from error
 
 
-def _load(model: str, seed: int) -> tuple[GPTModel, Tokenizer, str]:
+def _load(model: str, seed: int) -> tuple[GPTModel, Tokenizer | tiktoken.Encoding, str]:
     """A model, its tokenizer, and what its weights are, in words."""
     cfg = _config_of(model)  # A preset that is misspelt is known before torch is imported.
-    from gptrs.pretrained import from_pretrained
+    from gptrs.pretrained import with_tokenizer
     from gptrs.tokenizer import get_tokenizer
 
     if model in PRESETS:
         words = f"random weights from seed {seed}: it has learned nothing, its guesses mean nothing"
         return _random_model(cfg, model, seed), get_tokenizer("gpt2"), words
     try:
-        gpt, tokenizer = from_pretrained(model), _tokenizer_of(Path(model), cfg)
+        gpt, tokenizer = with_tokenizer(Path(model))
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     return gpt, tokenizer, f"the weights saved in {model}"
-
-
-def _tokenizer_of(path: Path, cfg: GPTConfig) -> Any:
-    """The tokenizer beside somebody's weights, or GPT-2's where they fit it."""
-    from gptrs.checkpoint import load_tokenizer
-    from gptrs.pretrained import is_own_checkpoint
-    from gptrs.tokenizer import get_tokenizer
-
-    tokenizer: Any = None
-    folder = path if path.is_dir() else path.parent
-    if is_own_checkpoint(path):
-        tokenizer = load_tokenizer(path)
-    elif any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        tokenizer = get_tokenizer(folder)
-    elif cfg.vocab_size == get_tokenizer("gpt2").n_vocab:
-        tokenizer = get_tokenizer("gpt2")
-    if tokenizer is None:
-        raise click.ClickException(f"{path}: was saved without a tokenizer, so it takes no text")
-    return tokenizer
 
 
 def _random_model(cfg: GPTConfig, name: str, seed: int) -> GPTModel:

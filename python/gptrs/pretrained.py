@@ -142,8 +142,26 @@ def tokenizer_beside(path: Path) -> Tokenizer | tiktoken.Encoding | None:
     """
     if is_own_checkpoint(path):
         return load_tokenizer(path)
+    folder = path if path.is_dir() else path.parent
     names = ("tokenizer.json", "vocab.json")
-    return get_tokenizer(path) if any((path / name).is_file() for name in names) else None
+    return get_tokenizer(folder) if any((folder / name).is_file() for name in names) else None
+
+
+def with_tokenizer(
+    path: Path, device: str | torch.device = "cpu"
+) -> tuple[GPTModel, Tokenizer | tiktoken.Encoding]:
+    """The model in `path`, and the tokenizer beside it, or GPT-2's where its vocabulary fits.
+
+    Raises:
+        CheckpointError: as `from_pretrained`, or there is no tokenizer.
+    """
+    model, tokenizer = from_pretrained(path, device=device), tokenizer_beside(path)
+    gpt2 = get_tokenizer("gpt2")
+    if tokenizer is None and not is_own_checkpoint(path) and model.cfg.vocab_size == gpt2.n_vocab:
+        tokenizer = gpt2
+    if tokenizer is None:
+        raise CheckpointError(f"{path}: was saved without a tokenizer, so it takes no text")
+    return model, tokenizer
 
 
 def is_own_checkpoint(path: Path) -> bool:
