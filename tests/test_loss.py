@@ -2,15 +2,26 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptrs import loss as loss_module
+from gptrs import loss_by_rows as rows_module
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, TokenIdError
 from gptrs.loss import _by_torch, linear_cross_entropy, next_token_loss
 from gptrs.model import GPTModel
+
+
+@pytest.fixture(params=["columns", "rows"], autouse=True)
+def cut(request, monkeypatch):
+    """Each test runs with either way to cut the logits, rows four at a time."""
+    from_width = 0 if request.param == "rows" else 10**9
+    monkeypatch.setattr(loss_module, "ROWS_FROM_WIDTH", from_width)
+    monkeypatch.setattr(rows_module, "BLOCK_ROWS", 4)
+    return request.param
 
 
 def example(num_rows=7, width=5, vocab_size=23, dtype=torch.float64, seed=0):
@@ -25,7 +36,11 @@ def value_and_gradients(loss: Tensor, *inputs: Tensor):
     return loss.detach(), *torch.autograd.grad(loss, inputs)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     num_rows=st.integers(1, 9),
     width=st.integers(1, 6),
@@ -119,12 +134,27 @@ def test_the_loss_of_no_counted_row_is_nan_as_torchs_is():
     assert F.cross_entropy(hidden @ weight.T, targets).isnan()
 
 
-def test_no_tensor_of_rows_by_vocabulary_is_made():
+def test_no_tensor_of_rows_by_vocabulary_is_made(cut):
     hidden, weight, targets = example(300, 4, 5000, dtype=torch.float32)
     with torch.profiler.profile(profile_memory=True) as profile:
         linear_cross_entropy(hidden, weight, targets, block_columns=100).backward()
     largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert largest == 4 * max(300 * 100, 5000 * 4)
+    block = 300 * 100 if cut == "columns" else 2 * 4 * 5000
+    assert largest == 4 * max(block, 5000 * 4)
+
+
+def test_wide_float32_is_cut_by_rows_only_where_gradients_are_wanted(monkeypatch):
+    monkeypatch.setattr(loss_module, "ROWS_FROM_WIDTH", 5)
+    calls = []
+    monkeypatch.setattr(loss_module, "loss_by_rows", lambda *args: calls.append(args) or [0])
+    hidden, weight, targets = example(dtype=torch.float32)
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets)
+    linear_cross_entropy(hidden, weight, targets, dtype=torch.bfloat16)
+    linear_cross_entropy(hidden[:, :4], weight[:, :4], targets)
+    assert not calls
+    linear_cross_entropy(hidden, weight, targets)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])

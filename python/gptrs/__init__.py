@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from gptrs.training import train_model_simple as train_model_simple
     from gptrs.transformers_sampling import transformers_sampler as transformers_sampler
     from gptrs.weights import load_weights_into_gpt as load_weights_into_gpt
+    from gptrs.word2vec import train_word2vec as train_word2vec
+    from gptrs.word_vectors import WordVectors as WordVectors
 
 _EXPORTS = {
     "building": ("build_store", "merge_stores"),
@@ -88,6 +90,8 @@ _EXPORTS = {
     ),
     "transformers_sampling": ("transformers_sampler",),
     "weights": ("load_weights_into_gpt",),
+    "word2vec": ("train_word2vec",),
+    "word_vectors": ("WordVectors",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -5,6 +5,7 @@
     gptrs train-tokenizer DATA... | tokenize FILES...
     gptrs build INPUT... --out DIR | merge PART... --out DIR
     gptrs inspect STORE | verify STORE | convert STORE OUT --to FORMAT
+    gptrs word2vec INPUT... --out FILE
 
 Exit codes: 0 done, 1 failed on the way, 2 asked for something impossible, 130 stopped by Ctrl-C.
 An error is one line on stderr. `train-tokenizer`, `tokenize`, `params` and every --help work
@@ -38,6 +39,7 @@ from gptrs.model_commands import explain, params
 from gptrs.store_commands import convert, inspect, verify
 from gptrs.token_commands import tokenize, tokenizer_option, train_tokenizer
 from gptrs.training_config import SMALL_GPT, TrainingConfig
+from gptrs.word2vec_commands import word2vec
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 # What the caller can mend by asking for something else; any other error is a failure on the way.
@@ -237,3 +239,4 @@ gptrs.add_command(verify)
 gptrs.add_command(convert)
 gptrs.add_command(params)
 gptrs.add_command(explain)
+gptrs.add_command(word2vec)

@@ -25,6 +25,12 @@ class DataError(GptrsError, ValueError):
     """Text or tokens that no window, batch or training run can be made of."""
 
 
+class WordError(GptrsError, KeyError):
+    """A word has no vector."""
+
+    __str__ = Exception.__str__  # KeyError's puts quotes around the message.
+
+
 class WindowError(GptrsError, IndexError):
     """A window number is out of range."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.config import GPTConfig
-from gptrs.errors import ConfigError, DataError, GptrsError
+from gptrs.errors import ConfigError, DataError, GptrsError, TokenIdError
 from gptrs.kv_cache import KVCache, Placement
 from gptrs.layers import Attend, check_num_tokens, masked
 from gptrs.positions import ScoreBias, rotation
@@ -144,6 +144,22 @@ def _check_cu_seqlens(cu_seqlens: Tensor, batch_size: int, num_tokens: int) -> N
             raise DataError(
                 f"cu_seqlens is {bounds}; it must have {row * num_tokens}, where row {row} starts"
             )
+
+
+def check_targets(targets: Tensor, ignore_index: int, *, vocab_size: int) -> None:
+    """Raises TokenIdError unless all targets that count are ids, on the CPU.
+
+    A device would have to be waited for; its own indexing checks the bounds.
+    """
+    if targets.device.type != "cpu":
+        return
+    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= vocab_size))
+    if wrong.any():
+        row = int(wrong.nonzero()[0, 0])
+        raise TokenIdError(
+            f"target {int(targets[row])} at row {row} is outside 0..{vocab_size - 1} "
+            f"and not ignore_index {ignore_index}"
+        )
 
 
 def look_up(embedding: nn.Embedding, ids: Tensor, what: str, error: type[GptrsError]) -> Tensor:

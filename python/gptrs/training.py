@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gptrs.config import GPTConfig
 from gptrs.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
+from gptrs.loss import next_token_loss
 
 Device = str | torch.device
 SAMPLE_TOKENS = 50
@@ -35,12 +35,10 @@ def calc_loss_batch(
 
     Args:
         input_batch, target_batch: int64 [B, T].
-        model: maps ids [B, T] to logits [B, T, V].
+        model: maps ids [B, T] to logits [B, T, V]. Those of a GPTModel are never held all at once.
         device: where the model is; the batch is moved there.
     """
-    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
-    logits = model(input_batch)
-    return F.cross_entropy(logits.flatten(0, 1), target_batch.flatten())
+    return next_token_loss(model, input_batch.to(device), target_batch.to(device))
 
 
 def calc_loss_loader(

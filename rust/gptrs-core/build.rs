@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   tiktoken-rs ──► ranks ──► pack ──► words.bin                    a whole piece -> its id
-//!                    │             ├─► pairs.bin, byte_pairs.bin   two neighbours -> a merge's rank
+//!                    │             ├─► pairs.bin, pair_steps.bin   two neighbours -> a merge's rank
+//!                    │             ├─► byte_pairs.bin              two bytes -> the same
+//!                    │             ├─► neighbours.bin              two bytes -> whether a token has both
 //!                    │             ├─► merges.bin                  a rank -> the two it joins
 //!                    │             └─► token_bytes.bin, token_ends.bin        an id -> its bytes
 //!                    └ SHA-256 asserted
@@ -45,7 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tables = Tables::of(&merges);
     write("words.bin", tables.words.as_flattened())?;
     write("pairs.bin", tables.pairs.as_flattened())?;
+    write("pair_steps.bin", tables.pair_steps.as_flattened())?;
     write("byte_pairs.bin", tables.byte_pairs.as_flattened())?;
+    write("neighbours.bin", tables.neighbours.as_flattened())?;
     write("merges.bin", tables.merges.as_flattened())?;
     write("token_bytes.bin", &tables.token_bytes)?;
     write("token_ends.bin", tables.token_ends.as_flattened())?;

@@ -230,6 +230,19 @@ pub enum Error {
         /// The ids that are not special tokens.
         room: usize,
     },
+    /// Words that are all too rare to have a vector.
+    #[error(
+        "no word occurs {min_count} times, the least for a vector: {distinct} distinct words were found, \
+         the most frequent {most} times"
+    )]
+    EmptyVocabulary {
+        /// The count that was asked for.
+        min_count: u64,
+        /// How many words there are.
+        distinct: usize,
+        /// How often the most frequent occurs.
+        most: u64,
+    },
     /// A text whose distinct words cannot be numbered.
     #[error("the text's distinct words have {found} bytes; at most {most} can be learned from")]
     TooManyWords {

@@ -66,6 +66,7 @@ pub mod store;
 mod threads;
 pub mod tokenizer;
 mod windows;
+pub mod word2vec;
 
 pub use error::{Error, Result};
 pub use tokenizer::Tokenizer;

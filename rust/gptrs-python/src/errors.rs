@@ -5,6 +5,7 @@ use pyo3::PyErr;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 
 pyo3::import_exception!(gptrs.errors, ConfigError);
+pyo3::import_exception!(gptrs.errors, DataError);
 pyo3::import_exception!(gptrs.errors, GenerationError);
 pyo3::import_exception!(gptrs.errors, QueueFullError);
 pyo3::import_exception!(gptrs.errors, SourceError);
@@ -34,6 +35,7 @@ impl From<CoreError> for PyErr {
             | Error::TopK(_)
             | Error::TopP(_)
             | Error::VocabSize { .. } => ConfigError::new_err(message),
+            Error::EmptyVocabulary { .. } => DataError::new_err(message),
             Error::BadLogit { .. }
             | Error::NothingToDraw
             | Error::NothingAllowed

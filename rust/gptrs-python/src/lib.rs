@@ -16,6 +16,7 @@ mod tensor;
 mod tokenizer;
 mod train;
 mod windows;
+mod word2vec;
 
 use pyo3::prelude::*;
 
@@ -44,4 +45,6 @@ mod _core {
     use super::train::{train_bpe, train_char};
     #[pymodule_export]
     use super::windows::PyWindows;
+    #[pymodule_export]
+    use super::word2vec::train_word2vec;
 }

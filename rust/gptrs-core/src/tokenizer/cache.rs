@@ -203,16 +203,13 @@ impl WordCache {
         Key { word, bucket: word.bucket(self.buckets.len()) as u32 }
     }
 
-    /// Copies the ids of a word that `append` does not find to `ids`, if they are here, and returns
-    /// their number: the word is long, or its bucket was full.
+    /// Copies the ids of a word that `append` did not find to `ids`, if they are here, and returns
+    /// their number: the word is long, its bucket was full, or it came here since.
     #[inline(always)]
     pub fn get_other(&self, key: Key, word: &[u8], ids: &mut [u16]) -> Option<usize> {
         for place in 0..MOST_PLACES {
             let entries = &self.buckets[key.bucket as usize ^ place].0;
-            // `append` has looked at the first.
-            if (place > 0 || word.len() > KEY_BYTES)
-                && let Some(entry) = entries.iter().find(|entry| entry.word().is(key.word))
-            {
+            if let Some(entry) = entries.iter().find(|entry| entry.word().is(key.word)) {
                 return self.copy_ids(entry, word, ids);
             }
             if entries[1].high.load(Relaxed) == 0 {

@@ -9,18 +9,22 @@
 //! ```
 //!
 //! Pieces are taken in batches, step by step: when the ids of the first are asked for, the cache
-//! lines of all are already on their way.
+//! lines of all are already on their way. Of those that miss, several short ones are merged at a
+//! time (`misses`).
+
+mod misses;
 
 use std::ops::Range;
 
 use super::cache::{Key, LONGEST, MOST_IDS};
-use super::merge::{LongMerger, MergeShort, SHORT};
-use super::simd::{Found, Simd, Work, dispatch};
+use super::merge::{Merger, TINY};
+use super::simd::{Found, Simd, Work};
 use super::split::{Splitter, Starts};
 use super::vocab::Vocab;
 use super::words::Words;
 use super::{BYTES_BETWEEN_CHECKS, Check, LONGEST_PIECE};
 use crate::{Error, Result};
+use misses::Misses;
 
 /// Encodes text in which nothing is special; ids go to `sink` in portions.
 pub struct EncodeSegment<'a, 't> {
@@ -28,7 +32,7 @@ pub struct EncodeSegment<'a, 't> {
     pub text: &'a str,
     pub isa: Found,
     pub words: &'a mut Words<'t>,
-    pub long: &'a mut Option<Box<LongMerger>>,
+    pub merger: &'a mut Merger,
     pub sink: &'a mut dyn FnMut(&[u16]),
     pub check: Check<'a>,
 }
@@ -63,6 +67,7 @@ impl Work for EncodeSegment<'_, '_> {
 struct Batch {
     keys: [Key; Starts::CAPACITY],
     ids: [u16; CAPACITY],
+    misses: Misses,
 }
 
 /// What a batch may need: a long piece's ids, and as many as the others can have.
@@ -70,7 +75,11 @@ const CAPACITY: usize = LONGEST + MOST_IDS * Starts::CAPACITY;
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { keys: [Key::default(); Starts::CAPACITY], ids: [0; CAPACITY] }
+        Self {
+            keys: [Key::default(); Starts::CAPACITY],
+            ids: [0; CAPACITY],
+            misses: Misses::default(),
+        }
     }
 }
 
@@ -79,7 +88,7 @@ impl EncodeSegment<'_, '_> {
     #[inline(always)]
     fn encode_pieces(&mut self, starts: &Starts, batch: &mut Batch) -> Result<()> {
         let cache = self.words.with_room();
-        let Batch { keys, ids } = batch;
+        let Batch { keys, ids, misses } = batch;
         let (base, starts) = (starts.base(), starts.all());
         let text = &self.text.as_bytes()[base..];
         let keys = &mut keys[..starts.len().saturating_sub(1)];
@@ -90,15 +99,21 @@ impl EncodeSegment<'_, '_> {
             (next, len) = (next + hits, end);
             let (Some(key), [start, end, ..]) = (keys.get(next), &starts[next..]) else { break };
             let place = base + *start as usize..base + *end as usize;
-            len = self.encode_other(*key, place, ids, len)?;
+            if place.len() <= TINY {
+                len = self.encode_tiny(misses, *key, place, ids, len);
+            } else {
+                len = self.encode_misses(misses, ids, len);
+                len = self.encode_other(*key, place, ids, len)?;
+            }
             next += 1;
         }
+        len = self.encode_misses(misses, ids, len);
         (self.sink)(&ids[..len]);
         Ok(())
     }
 
-    /// Encodes a piece that is not in its bucket. Appends its ids at `len`, and returns the new
-    /// length.
+    /// Encodes a piece of more than `TINY` bytes that is not in its bucket. Appends its ids at
+    /// `len`, and returns the new length.
     #[inline(never)]
     fn encode_other(
         &mut self,
@@ -134,20 +149,12 @@ impl EncodeSegment<'_, '_> {
             room[0] = id;
             return Ok(1);
         }
-        if piece.len() <= SHORT {
-            let mut short = [0; SHORT];
-            let merge = MergeShort { vocab: self.vocab, piece, ids: &mut short };
-            let ids = dispatch(self.isa, merge);
-            room[..ids.len()].copy_from_slice(ids);
-            return Ok(ids.len());
-        }
-        let long = self.long.get_or_insert_default();
         let mut len = 0;
         let mut sink = |ids: &[u16]| {
-            room[..ids.len()].copy_from_slice(ids);
-            len = ids.len();
+            room[len..len + ids.len()].copy_from_slice(ids);
+            len += ids.len();
         };
-        long.merge(self.vocab, piece, &mut sink, self.check)?;
+        self.merger.merge(self.vocab, self.isa, piece, &mut sink, self.check)?;
         Ok(len)
     }
 
@@ -161,8 +168,7 @@ impl EncodeSegment<'_, '_> {
             (self.sink)(&[id]);
             return Ok(());
         }
-        let long = self.long.get_or_insert_default();
-        long.merge(self.vocab, piece, self.sink, self.check)
+        self.merger.merge(self.vocab, self.isa, piece, self.sink, self.check)
     }
 }
 

@@ -39,6 +39,8 @@ pub const LETTER: u8 = 1;
 pub const NUMBER: u8 = 2;
 /// `\s`, that is `White_Space`
 pub const SPACE: u8 = 3;
+/// How many classes there are.
+pub const NUM_CLASSES: usize = 4;
 
 // A slot of the tables of words and merges: a number plus 1, and above it the lowest bits of the
 // hash, which tell most other entries apart. What it is the number of is looked up elsewhere.
@@ -75,12 +77,41 @@ pub fn ends(word: &[u8]) -> [u64; 2] {
     }
 }
 
-/// The hash of a pair of ids.
+/// The hash of a pair of ids: another for each pair, since each step can be undone.
 #[inline(always)]
-pub fn pair_hash(left: u16, right: u16) -> u64 {
-    let product = (u64::from(left) << 16 | u64::from(right)).wrapping_mul(MULTIPLIER);
+pub fn pair_hash(left: u16, right: u16) -> u32 {
+    let product = (u32::from(left) << 16 | u32::from(right)).wrapping_mul(PAIR_MULTIPLIER);
     // The low bits of a product depend on few of its factor's.
-    product ^ product >> 32
+    product ^ product >> 16
+}
+
+/// How many groups of pairs there are, each with a step of its own.
+pub const PAIR_GROUPS: usize = 1 << 13;
+
+/// The group of a pair's hash.
+#[inline(always)]
+pub fn pair_group(hash: u32) -> usize {
+    (hash as u16 >> 3).into()
+}
+
+/// The slot of a pair's hash, whose group has this step; there are `slots`, a power of two. The
+/// slot and the low half of the hash tell the high half, so to keep the low half there is enough.
+#[inline(always)]
+pub fn pair_slot(hash: u32, step: u16, slots: usize) -> usize {
+    let stride = 2 * u32::from(hash as u16) + 1;
+    (hash >> 16).wrapping_add(u32::from(step).wrapping_mul(stride)) as usize & (slots - 1)
+}
+
+/// A slot of the table of pairs: the low half of the pair's hash, and its rank.
+pub fn pack_pair(hash: u32, rank: u16) -> u32 {
+    hash << 16 | u32::from(rank)
+}
+
+/// The rank in a slot if it is that of this hash, else `NO_RANK`.
+#[inline(always)]
+pub fn unpack_pair(slot: u32, hash: u32) -> u16 {
+    let is_same = (slot >> 16) as u16 == hash as u16;
+    std::hint::select_unpredictable(is_same, slot as u16, NO_RANK)
 }
 
 /// How many slots a table of `len` entries gets: at most half are full.
@@ -94,6 +125,8 @@ pub fn top_bits(hash: u64, slots: usize) -> usize {
     (hash >> (64 - slots.trailing_zeros())) as usize
 }
 
+// 2^32 divided by the golden ratio, made odd.
+const PAIR_MULTIPLIER: u32 = 0x9e37_79b9;
 // 2^64 divided by the golden ratio (Knuth's multiplicative hashing), and the fraction of pi.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const SALT: u64 = 0x243f_6a88_85a3_08d3;

@@ -8,92 +8,153 @@
 //!   h  ugs          hugs is no token: done
 //! ```
 //!
-//! Two ways: short pieces in arrays on the stack, long ones in parts (`long`).
+//! A piece is cut where no merge can cross (`parts`). What that leaves is merged in arrays on the
+//! stack, the shortest several at a time, or in linear time (`long`).
 
 mod long;
+mod parts;
 
-pub use long::LongMerger;
+pub use parts::Merger;
 
 use super::layout::NO_RANK;
 use super::simd::{Simd, Work};
 use super::vocab::{Vocab, byte_id, merged_id};
 
-/// Pieces of up to this many bytes are short: 64 bits say where tokens start.
-pub const SHORT: usize = 64;
+/// A piece that is being merged, with a place for each byte, counted from 1, and one on either
+/// side: N - 2 bytes at most. N is a power of two, 64 at most.
+///
+/// Nothing here branches on what was looked up, so that steps of several pieces can overlap.
+#[derive(Debug, Clone, Copy)]
+pub struct Merging<const N: usize> {
+    /// pairs[i] is the pair of the token that starts at place i with the next, as `rank << 8 | i`:
+    /// the least of them is the leftmost of lowest rank.
+    pairs: [u32; N],
+    ids: [u16; N],
+    /// Bit i: a token starts at place i. What stands on either side is a token here.
+    starts: u64,
+}
 
-/// Merges a piece of at most `SHORT` bytes: writes its tokens to `ids`, and returns them.
+/// Pieces of up to this many bytes are short.
+pub const SHORT: usize = 62;
+
+/// Pieces of up to this many bytes are tiny: they are merged several at a time.
+pub const TINY: usize = 14;
+
+pub type Tiny = Merging<{ TINY + 2 }>;
+
+/// What stands on either side of a piece: the highest id is in no merge.
+const NO_ID: u16 = u16::MAX;
+
+const NO_PAIR: u32 = pair(NO_RANK, 0);
+
+const fn pair(rank: u16, place: usize) -> u32 {
+    (rank as u32) << 8 | place as u32
+}
+
+impl<const N: usize> Merging<N> {
+    pub const EMPTY: Self = Self { pairs: [NO_PAIR; N], ids: [NO_ID; N], starts: 0b11 };
+
+    /// Begins with the bytes of `piece`.
+    #[inline(always)]
+    pub fn begin(&mut self, vocab: Vocab<'_>, piece: &[u8]) {
+        *self = Self::EMPTY;
+        for (id, byte) in self.ids[1..N - 1].iter_mut().zip(piece) {
+            *id = byte_id(*byte);
+        }
+        for (place, bytes) in (1..N - 2).zip(piece.windows(2)) {
+            self.pairs[place] = pair(vocab.rank_of_bytes(bytes[0], bytes[1]), place);
+        }
+        self.starts = u64::MAX >> (u64::BITS as usize - 2 - piece.len());
+    }
+
+    /// Merges one pair. Says whether there was one.
+    #[inline(always)]
+    fn step(&mut self, vocab: Vocab<'_>) -> bool {
+        let Self { pairs, ids, starts } = self;
+        let lowest = pairs.iter().copied().min().unwrap_or(NO_PAIR);
+        if lowest >= NO_PAIR {
+            return false;
+        }
+        let (id, at) = (merged_id((lowest >> 8) as u16), lowest as usize % N);
+        let after = *starts & u64::MAX << at << 1;
+        let right = after.trailing_zeros() as usize % N;
+        let next = (after & (after - 1)).trailing_zeros() as usize % N;
+        *starts &= !(1 << right);
+        let left = (*starts & !(u64::MAX << at)).ilog2() as usize % N;
+        ids[at] = id;
+        pairs[right] = NO_PAIR;
+        pairs[at] = pair(vocab.rank(id, ids[next]), at);
+        pairs[left] = pair(vocab.rank(ids[left], id), left);
+        true
+    }
+
+    /// Writes the tokens to `ids`, and returns how many there are.
+    #[inline(always)]
+    pub fn tokens(&self, ids: &mut [u16]) -> usize {
+        let mut starts = self.starts & !1;
+        let mut len = 0;
+        while starts & (starts - 1) != 0 {
+            ids[len] = self.ids[starts.trailing_zeros() as usize % N];
+            len += 1;
+            starts &= starts - 1;
+        }
+        len
+    }
+}
+
+/// Merges tiny pieces that have begun: a step of each, then the next of each that goes on. A step
+/// waits for what the one before it looked up; those of other pieces fill that time.
+pub struct MergeTogether<'a> {
+    pub vocab: Vocab<'a>,
+    pub pieces: &'a mut [Tiny],
+}
+
+impl Work for MergeTogether<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, _: impl Simd) {
+        let mut unfinished = (1_u32 << self.pieces.len()) - 1;
+        while unfinished != 0 {
+            let mut rest = unfinished;
+            while rest != 0 {
+                let number = rest.trailing_zeros();
+                rest &= rest - 1;
+                let more = self.pieces[number as usize].step(self.vocab);
+                unfinished &= !(u32::from(!more) << number);
+            }
+        }
+    }
+}
+
+/// Merges a piece of at most `SHORT` bytes: writes its tokens to `ids`, and returns their number.
 pub struct MergeShort<'a> {
     pub vocab: Vocab<'a>,
     pub piece: &'a [u8],
-    pub ids: &'a mut [u16; SHORT],
+    pub ids: &'a mut [u16],
 }
 
-impl<'a> Work for MergeShort<'a> {
-    type Output = &'a [u16];
+impl Work for MergeShort<'_> {
+    type Output = usize;
 
     #[inline(always)]
-    fn run(self, _: impl Simd) -> &'a [u16] {
-        let Self { vocab, piece, ids } = self;
-        match piece.len() {
-            0..=16 => merge_lanes::<16>(vocab, piece, ids),
-            17..=32 => merge_lanes::<32>(vocab, piece, ids),
-            _ => merge_lanes::<SHORT>(vocab, piece, ids),
+    fn run(self, _: impl Simd) -> usize {
+        match self.piece.len() {
+            0..=TINY => self.merge::<{ TINY + 2 }>(),
+            15..=30 => self.merge::<32>(),
+            _ => self.merge::<64>(),
         }
     }
 }
 
-/// No pair: larger than every `rank << 8 | place`.
-const NO_PAIR: u32 = u32::MAX;
-
-#[inline(always)]
-fn merge_lanes<'a, const N: usize>(
-    vocab: Vocab<'_>,
-    piece: &[u8],
-    ids: &'a mut [u16; SHORT],
-) -> &'a [u16] {
-    let pair = |rank: u16, place: usize| {
-        if rank == NO_RANK { NO_PAIR } else { u32::from(rank) << 8 | place as u32 }
-    };
-    // pairs[i] is the pair of the token that starts at byte i with the next: the least of them is
-    // the leftmost of lowest rank.
-    let mut pairs = [NO_PAIR; N];
-    for (place, (id, byte)) in ids.iter_mut().zip(piece).enumerate() {
-        *id = byte_id(*byte);
-        if let Some(next) = piece.get(place + 1) {
-            pairs[place] = pair(vocab.rank_of_bytes(*byte, *next), place);
-        }
+impl MergeShort<'_> {
+    #[inline(always)]
+    fn merge<const N: usize>(self) -> usize {
+        let mut merging = Merging::<N>::EMPTY;
+        merging.begin(self.vocab, self.piece);
+        while merging.step(self.vocab) {}
+        merging.tokens(self.ids)
     }
-    // Bit i: a token starts at byte i.
-    let mut starts = u64::MAX >> (SHORT - piece.len());
-    loop {
-        let lowest = pairs.iter().copied().min().unwrap_or(NO_PAIR);
-        if lowest == NO_PAIR {
-            break;
-        }
-        let (rank, at) = ((lowest >> 8) as u16, (lowest & 0xff) as usize);
-        let after = starts & (u64::MAX << at << 1);
-        let right = after.trailing_zeros() as usize;
-        starts &= !(1 << right);
-        ids[at] = merged_id(rank);
-        pairs[right] = NO_PAIR;
-        let next = (after & (after - 1)).trailing_zeros() as usize;
-        pairs[at] = match ids.get(next) {
-            Some(next) => pair(vocab.rank(ids[at], *next), at),
-            None => NO_PAIR,
-        };
-        let before = starts & !(u64::MAX << at);
-        if before != 0 {
-            let left = SHORT - 1 - before.leading_zeros() as usize;
-            pairs[left] = pair(vocab.rank(ids[left], ids[at]), left);
-        }
-    }
-    let mut len = 0;
-    while starts != 0 {
-        ids[len] = ids[starts.trailing_zeros() as usize];
-        len += 1;
-        starts &= starts - 1;
-    }
-    &ids[..len]
 }
 
 #[cfg(test)]
@@ -119,7 +180,8 @@ pub mod tests {
     fn short(piece: &[u8]) -> Vec<u16> {
         let merge = |isa: Isa| {
             let mut ids = [0; SHORT];
-            dispatch(isa.found(), MergeShort { vocab: GPT2, piece, ids: &mut ids }).to_vec()
+            let len = dispatch(isa.found(), MergeShort { vocab: GPT2, piece, ids: &mut ids });
+            ids[..len].to_vec()
         };
         let merged = merge(Isa::Portable);
         for isa in Isa::available() {
@@ -145,7 +207,32 @@ pub mod tests {
         }
 
         #[test]
-        fn short_pieces_of_few_letters_merge_as_defined(piece in "[ estin]{1,64}") {
+        fn tiny_pieces_that_are_merged_together_merge_as_defined(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 1..=TINY),
+                    "[ estinaolr]{1,14}".prop_map(String::into_bytes),
+                ],
+                0..9,
+            ),
+        ) {
+            for isa in Isa::available() {
+                let mut merging = [Tiny::EMPTY; 8];
+                for (tiny, piece) in merging.iter_mut().zip(&pieces) {
+                    tiny.begin(GPT2, piece);
+                }
+                let together = &mut merging[..pieces.len()];
+                dispatch(isa.found(), MergeTogether { vocab: GPT2, pieces: together });
+                for (tiny, piece) in merging.iter().zip(&pieces) {
+                    let mut ids = [0; TINY];
+                    let len = tiny.tokens(&mut ids);
+                    prop_assert_eq!(&ids[..len], slowly(GPT2, piece), "{:?}", isa);
+                }
+            }
+        }
+
+        #[test]
+        fn short_pieces_of_few_letters_merge_as_defined(piece in "[ estin]{1,62}") {
             prop_assert_eq!(short(piece.as_bytes()), slowly(GPT2, piece.as_bytes()));
         }
     }

@@ -1,17 +1,23 @@
 //! Merges -> the tables of a vocabulary: hash tables with linear probing, zero where a slot is
 //! empty. For GPT-2 `build.rs` runs this, for a trained vocabulary the program itself.
 
-use super::layout::{BYTES, NO_RANK, NUM_BYTES, pack, pair_hash, slots_for, top_bits, word_hash};
+use super::layout::{
+    BYTES, NO_RANK, NUM_BYTES, PAIR_GROUPS, pack, pack_pair, pair_group, pair_hash, pair_slot,
+    slots_for, top_bits, word_hash,
+};
 
 /// The tables as little-endian records; `Vocab` reads them.
 #[derive(Debug)]
 pub struct Tables {
     /// Ids by `layout::word_hash`.
     pub words: Vec<[u8; 4]>,
-    /// Ranks by `layout::pair_hash`.
+    /// Ranks by `layout::pair_slot`, and the steps of the groups of pairs.
     pub pairs: Vec<[u8; 4]>,
+    pub pair_steps: Vec<[u8; 2]>,
     /// The ranks of the merges of two single bytes, at `left * 256 + right`.
     pub byte_pairs: Vec<[u8; 2]>,
+    /// Bit r of row l: some token has bytes l and r next to each other.
+    pub neighbours: Vec<[u8; NUM_BYTES / 8]>,
     /// The two ids that each merge joins, in order of rank.
     pub merges: Vec<[u8; 4]>,
     /// All tokens' bytes, in order of id, with nothing between them.
@@ -29,10 +35,13 @@ impl Tables {
             *end += token.len() as u32;
             Some(end.to_le_bytes())
         });
+        let (pairs, pair_steps) = pairs(merges);
         Self {
             words: words(&tokens),
-            pairs: pairs(merges),
+            pairs: pairs.into_iter().map(u32::to_le_bytes).collect(),
+            pair_steps: pair_steps.into_iter().map(u16::to_le_bytes).collect(),
             byte_pairs: byte_pairs(merges),
+            neighbours: neighbours(&tokens),
             merges: merges.iter().map(|&(left, right)| record(left, right)).collect(),
             token_ends: token_ends.collect(),
             token_bytes: tokens.concat(),
@@ -53,8 +62,50 @@ fn words(tokens: &[Vec<u8>]) -> Vec<[u8; 4]> {
     hash_table(tokens.iter().map(|token| word_hash(token)))
 }
 
-fn pairs(merges: &[(u16, u16)]) -> Vec<[u8; 4]> {
-    hash_table(merges.iter().map(|&(left, right)| pair_hash(left, right)))
+/// A table without collisions, so that one look tells: pairs whose hashes agree in some bits are a
+/// group, and each group, the largest first, gets a step that takes all of it to empty slots.
+fn pairs(merges: &[(u16, u16)]) -> (Vec<u32>, Vec<u16>) {
+    let mut groups = vec![Vec::new(); PAIR_GROUPS];
+    for (&(left, right), rank) in merges.iter().zip(0..) {
+        let hash = pair_hash(left, right);
+        groups[pair_group(hash)].push((hash, rank));
+    }
+    let mut order: Vec<usize> = (0..PAIR_GROUPS).collect();
+    order.sort_by_key(|group| std::cmp::Reverse(groups[*group].len()));
+    let mut num_slots = FEWEST_PAIR_SLOTS.max((merges.len() * 5 / 4).next_power_of_two());
+    loop {
+        if let Some(table) = place_groups(&groups, &order, num_slots) {
+            return table;
+        }
+        num_slots *= 2;
+    }
+}
+
+/// With fewer a slot would not tell half of the hash.
+const FEWEST_PAIR_SLOTS: usize = 1 << 16;
+
+fn place_groups(
+    groups: &[Vec<(u32, u16)>],
+    order: &[usize],
+    num_slots: usize,
+) -> Option<(Vec<u32>, Vec<u16>)> {
+    let empty = NO_RANK.into();
+    let (mut slots, mut steps) = (vec![empty; num_slots], vec![0; groups.len()]);
+    for &group in order {
+        steps[group] = (0..=u16::MAX).find(|step| {
+            let place = |hash| pair_slot(hash, *step, num_slots);
+            let pairs = &groups[group];
+            let is_free = |at: usize, hash| {
+                let mut before = pairs[..at].iter().map(|(other, _)| place(*other));
+                slots[place(hash)] == empty && before.all(|other| other != place(hash))
+            };
+            pairs.iter().enumerate().all(|(at, (hash, _))| is_free(at, *hash))
+        })?;
+        for &(hash, rank) in &groups[group] {
+            slots[pair_slot(hash, steps[group], num_slots)] = pack_pair(hash, rank);
+        }
+    }
+    Some((slots, steps))
 }
 
 /// A table in which each hash leads to its number.
@@ -81,6 +132,14 @@ fn byte_pairs(merges: &[(u16, u16)]) -> Vec<[u8; 2]> {
     ranks.into_iter().map(u16::to_le_bytes).collect()
 }
 
+fn neighbours(tokens: &[Vec<u8>]) -> Vec<[u8; NUM_BYTES / 8]> {
+    let mut rows = vec![[0; NUM_BYTES / 8]; NUM_BYTES];
+    for pair in tokens.iter().flat_map(|token| token.windows(2)) {
+        rows[usize::from(pair[0])][usize::from(pair[1] / 8)] |= 1 << (pair[1] % 8);
+    }
+    rows
+}
+
 fn record(left: u16, right: u16) -> [u8; 4] {
     (u32::from(left) | u32::from(right) << 16).to_le_bytes()
 }
@@ -92,6 +151,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
+    use super::super::layout::unpack_pair;
     use super::super::tables;
     use super::super::vocab::{GPT2, Vocab};
     use super::*;
@@ -122,10 +182,29 @@ mod tests {
         let built = Tables::of(&merges);
         assert!(built.words == tables::WORDS);
         assert!(built.pairs == tables::PAIRS);
+        assert!(built.pair_steps == tables::PAIR_STEPS);
         assert!(built.byte_pairs == tables::BYTE_PAIRS);
+        assert!(built.neighbours == tables::NEIGHBOURS);
         assert!(built.merges == tables::MERGES);
         assert!(built.token_bytes == tables::TOKEN_BYTES);
         assert!(built.token_ends == tables::TOKEN_ENDS);
+    }
+
+    #[test]
+    fn as_many_pairs_as_there_can_be_are_found_and_no_others() {
+        let merges: Vec<(u16, u16)> = (0..(1 << 16) - NUM_BYTES)
+            .map(|n| ((n % 255) as u16, (n / 255 * 251) as u16))
+            .collect();
+        let (slots, steps) = pairs(&merges);
+        let rank = |left, right| {
+            let hash = pair_hash(left, right);
+            unpack_pair(slots[pair_slot(hash, steps[pair_group(hash)], slots.len())], hash)
+        };
+        for (&(left, right), expected) in merges.iter().zip(0..) {
+            assert_eq!(rank(left, right), expected);
+            assert_eq!(rank(left, right + 1), NO_RANK);
+            assert_eq!(rank(left + 256, right), NO_RANK);
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What the processor does to 64 bytes at once, in as many versions as there are kinds of
 //! processors; the best is chosen when the program runs.
 //!
-//! All `unsafe` code of the crate is here and in `simd/x86.rs`.
+//! The `unsafe` code of this is in `simd/x86.rs` and `simd/neon.rs`.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -38,6 +40,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW and VL as well.
     Avx512,
+    /// AArch64.
+    Neon,
 }
 
 impl Isa {
@@ -47,6 +51,8 @@ impl Isa {
         let mut found = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         found.extend(x86::available());
+        #[cfg(target_arch = "aarch64")]
+        found.push(Self::Neon);
         found
     }
 
@@ -96,7 +102,9 @@ pub fn dispatch<W: Work>(isa: Found, work: W) -> W::Output {
         Isa::Portable => work.run(Portable),
         #[cfg(target_arch = "x86_64")]
         _ => x86::dispatch(isa, work),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        _ => work.run(neon::Neon),
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         _ => work.run(Portable),
     }
 }

@@ -24,7 +24,7 @@
 //! ```
 
 use super::classes::class_of;
-use super::layout::{LETTER, NUMBER, SPACE};
+use super::layout::{LETTER, NUM_CLASSES, NUMBER, SPACE};
 use super::simd::{self, BLOCK, Classes, Isa, Simd, Work};
 
 /// Splits `text` into GPT-2's pieces; one after the other they are the text.
@@ -226,20 +226,20 @@ impl<'text> Splitter<'text> {
     #[inline(always)]
     fn classify_high(&self, classes: &mut Classes, len: usize) -> u64 {
         let mut continuation = 0;
+        // By class, so that no branch depends on it.
+        let mut found = [0; NUM_CLASSES];
         let mut high = classes.high & low_bits(len);
         while high != 0 {
             let at = high.trailing_zeros() as usize;
             let (char, char_len) = char_at(self.text, self.base + at);
             let bits = low_bits(char_len) << at;
-            match class_of(char) {
-                LETTER => classes.letter |= bits,
-                NUMBER => classes.number |= bits,
-                SPACE => classes.space |= bits,
-                _ => {}
-            }
+            found[usize::from(class_of(char)) % NUM_CLASSES] |= bits;
             continuation |= bits & (bits << 1);
             high &= !bits;
         }
+        classes.letter |= found[usize::from(LETTER)];
+        classes.number |= found[usize::from(NUMBER)];
+        classes.space |= found[usize::from(SPACE)];
         continuation
     }
 

@@ -20,7 +20,9 @@ macro_rules! table {
 
 table!(WORDS: [u8; 4] = "words.bin");
 table!(PAIRS: [u8; 4] = "pairs.bin");
+table!(PAIR_STEPS: [u8; 2] = "pair_steps.bin");
 table!(BYTE_PAIRS: [u8; 2] = "byte_pairs.bin");
+table!(NEIGHBOURS: [u8; 32] = "neighbours.bin");
 table!(MERGES: [u8; 4] = "merges.bin");
 table!(TOKEN_ENDS: [u8; 4] = "token_ends.bin");
 table!(

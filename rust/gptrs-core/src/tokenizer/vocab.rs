@@ -1,7 +1,11 @@
 //! Tokens by their bytes, their bytes by id, and what two neighbours merge into.
 
-use super::layout::{BYTES, NO_RANK, NUM_BYTES, ends, pair_hash, top_bits, unpack, word_hash};
+use super::layout::{
+    BYTES, NO_RANK, NUM_BYTES, ends, pair_group, pair_hash, pair_slot, top_bits, unpack,
+    unpack_pair, word_hash,
+};
 use super::pack::Tables;
+use super::simd::prefetch;
 use super::tables;
 use crate::{Error, Result};
 
@@ -12,7 +16,9 @@ use crate::{Error, Result};
 pub struct Vocab<'a> {
     words: &'a [[u8; 4]],
     pairs: &'a [[u8; 4]],
+    pair_steps: &'a [[u8; 2]],
     byte_pairs: &'a [[u8; 2]],
+    neighbours: &'a [[u8; NUM_BYTES / 8]],
     merges: &'a [[u8; 4]],
     token_bytes: &'a [u8],
     token_ends: &'a [[u8; 4]],
@@ -22,7 +28,9 @@ pub struct Vocab<'a> {
 pub static GPT2: Vocab<'static> = Vocab {
     words: tables::WORDS,
     pairs: tables::PAIRS,
+    pair_steps: tables::PAIR_STEPS,
     byte_pairs: tables::BYTE_PAIRS,
+    neighbours: tables::NEIGHBOURS,
     merges: tables::MERGES,
     token_bytes: tables::TOKEN_BYTES,
     token_ends: tables::TOKEN_ENDS,
@@ -34,7 +42,9 @@ impl<'a> Vocab<'a> {
         Self {
             words: &tables.words,
             pairs: &tables.pairs,
+            pair_steps: &tables.pair_steps,
             byte_pairs: &tables.byte_pairs,
+            neighbours: &tables.neighbours,
             merges: &tables.merges,
             token_bytes: &tables.token_bytes,
             token_ends: &tables.token_ends,
@@ -48,9 +58,19 @@ impl<'a> Vocab<'a> {
 
     /// The id of the token whose bytes are `word`, if there is one.
     pub fn find(self, word: &[u8]) -> Option<u16> {
-        probe(self.words, word_hash(word), |id| {
-            self.bytes(id).is_some_and(|other| equal(other, word))
-        })
+        self.find_hashed(word_hash(word), word)
+    }
+
+    /// Asks for the slot of a word's hash, which is to be looked for soon.
+    #[inline(always)]
+    pub fn prefetch(self, hash: u64) {
+        prefetch(&self.words[top_bits(hash, self.words.len())]);
+    }
+
+    /// `find`, for who has the word's hash.
+    #[inline]
+    pub fn find_hashed(self, hash: u64, word: &[u8]) -> Option<u16> {
+        probe(self.words, hash, |id| self.bytes(id).is_some_and(|other| equal(other, word)))
     }
 
     /// The bytes of a token, if there is one with this id.
@@ -68,30 +88,22 @@ impl<'a> Vocab<'a> {
     #[inline(always)]
     pub fn rank(self, left: u16, right: u16) -> u16 {
         let hash = pair_hash(left, right);
-        let slot = u32::from_le_bytes(self.pairs[top_bits(hash, self.pairs.len())]);
-        let rank = unpack(slot, hash).unwrap_or(NO_RANK);
-        // One branch, that is nearly always taken, for what is there and what is not.
-        if (slot == 0) | self.is_merge(rank, left, right) {
-            return rank;
-        }
-        self.rank_further_on(hash, left, right)
-    }
-
-    #[inline(never)]
-    fn rank_further_on(self, hash: u64, left: u16, right: u16) -> u16 {
-        probe(self.pairs, hash, |rank| self.is_merge(rank, left, right)).unwrap_or(NO_RANK)
-    }
-
-    #[inline(always)]
-    fn is_merge(self, rank: u16, left: u16, right: u16) -> bool {
-        let pair = self.merges.get(usize::from(rank)).unwrap_or(&[0; 4]);
-        u32::from_le_bytes(*pair) == u32::from(left) | u32::from(right) << 16
+        let step = u16::from_le_bytes(self.pair_steps[pair_group(hash)]);
+        let slot = self.pairs[pair_slot(hash, step, self.pairs.len())];
+        unpack_pair(u32::from_le_bytes(slot), hash)
     }
 
     /// The rank of the merge of two neighbouring bytes, or `NO_RANK`.
     #[inline(always)]
     pub fn rank_of_bytes(self, left: u8, right: u8) -> u16 {
         u16::from_le_bytes(self.byte_pairs[usize::from(left) * NUM_BYTES + usize::from(right)])
+    }
+
+    /// Whether any token has these two bytes next to each other. Where none has, no merge ever
+    /// crosses, and the bytes on either side merge as if they were alone.
+    #[inline(always)]
+    pub fn are_neighbours(self, left: u8, right: u8) -> bool {
+        self.neighbours[usize::from(left)][usize::from(right / 8)] >> (right % 8) & 1 == 1
     }
 
     /// The two tokens that the merge of this rank joins.
@@ -241,6 +253,22 @@ mod tests {
             assert_eq!(GPT2.rank(left, right), rank);
             if let (&[left], &[right]) = (left_bytes, right_bytes) {
                 assert_eq!(GPT2.rank_of_bytes(left, right), rank);
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_neighbours_just_if_a_token_has_them_so() {
+        let mut found = vec![false; NUM_BYTES * NUM_BYTES];
+        for id in 0..GPT2.len() as u16 {
+            for pair in GPT2.bytes(id).unwrap().windows(2) {
+                found[usize::from(pair[0]) * NUM_BYTES + usize::from(pair[1])] = true;
+            }
+        }
+        for left in 0..=u8::MAX {
+            for right in 0..=u8::MAX {
+                let expected = found[usize::from(left) * NUM_BYTES + usize::from(right)];
+                assert_eq!(GPT2.are_neighbours(left, right), expected, "{left} {right}");
             }
         }
     }

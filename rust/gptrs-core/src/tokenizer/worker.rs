@@ -1,7 +1,7 @@
 //! One thread's use of a tokenizer.
 
 use super::encode::EncodeSegment;
-use super::merge::LongMerger;
+use super::merge::Merger;
 use super::simd::dispatch;
 use super::vocab::{GPT2, Vocab};
 use super::words::Words;
@@ -12,15 +12,19 @@ use crate::Result;
 pub struct Worker<'t> {
     tokenizer: &'t Tokenizer,
     words: Words<'t>,
-    /// Buffers, when they were needed.
-    long: Option<Box<LongMerger>>,
+    merger: Merger,
     /// How much was encoded since the last check.
     unchecked: usize,
 }
 
 impl<'t> Worker<'t> {
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, words: Words::new(&tokenizer.words), long: None, unchecked: 0 }
+        Self {
+            tokenizer,
+            words: Words::new(&tokenizer.words),
+            merger: Merger::default(),
+            unchecked: 0,
+        }
     }
 
     /// Makes room at once for the words of a text of this size, which comes in parts.
@@ -66,7 +70,7 @@ impl<'t> Worker<'t> {
             Ordinary::Bpe(tables) => Vocab::of(tables),
             Ordinary::Char(chars) => return chars.encode(text, sink, check),
         };
-        let (isa, words, long) = (self.tokenizer.isa, &mut self.words, &mut self.long);
-        dispatch(isa, EncodeSegment { vocab, text, isa, words, long, sink, check })
+        let (isa, words, merger) = (self.tokenizer.isa, &mut self.words, &mut self.merger);
+        dispatch(isa, EncodeSegment { vocab, text, isa, words, merger, sink, check })
     }
 }

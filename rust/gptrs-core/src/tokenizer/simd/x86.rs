@@ -28,7 +28,7 @@ pub fn available() -> impl Iterator<Item = Isa> {
 
 pub fn dispatch<W: Work>(Found(isa): Found, work: W) -> W::Output {
     match isa {
-        Isa::Portable => work.run(Portable),
+        Isa::Portable | Isa::Neon => work.run(Portable),
         // SAFETY: `Isa::found` alone makes what says that the processor has these instructions.
         Isa::Avx2 => unsafe { run_avx2(work) },
         // SAFETY: as above.
