@@ -16,7 +16,7 @@ from gptrs.model import GPTModel
 
 KINDS = get_args(Pos)
 EVERY_SIZE_AND_KIND = [*((name, "learned") for name in PRESETS), *(("gpt3-175b", k) for k in KINDS)]
-ADD_TO_SCORES = ("alibi", "t5", "relative_key", "relative_key_query", "transformer_xl")
+LEARN_TO_ADD = ("t5", "relative_key", "relative_key_query", "transformer_xl")
 
 
 def random_config(seed):
@@ -84,7 +84,7 @@ def test_training_takes_what_torch_counts_where_attention_is_written_out(seed):
 
 
 @pytest.mark.parametrize("seed", range(27))
-def test_fused_attention_computes_its_scores_once_more_where_nothing_is_added_to_them(seed):
+def test_fused_attention_computes_its_scores_once_more_where_no_mask_is_learned(seed):
     cfg = random_config(seed)
     model, ids = GPTModel(cfg), random_batch(cfg, seed)
     length = ids.shape[1]
@@ -92,7 +92,7 @@ def test_fused_attention_computes_its_scores_once_more_where_nothing_is_added_to
     def train():
         F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
 
-    once_more = 0 if cfg.pos in ADD_TO_SCORES else 2 * cfg.n_layers * length * cfg.emb_dim
+    once_more = 0 if cfg.pos in LEARN_TO_ADD else 2 * cfg.n_layers * length * cfg.emb_dim
     assert counted(train) == matmuls(cfg, ids, "training") + ids.numel() * once_more
 
 

@@ -48,8 +48,8 @@ def flops_per_token(cfg: GPTConfig, length: int | None = None) -> list[FlopsRow]
 
     The latter is what torch's FlopCounterMode counts: forward in any case, and to train with
     attention written out. Fused attention computes its scores again in the backward pass, which is
-    2 * n_layers * length * emb_dim more; on a CPU, kinds of positions that add numbers to the
-    scores have no fused attention to train with. Masked scores are counted, as in the sources.
+    2 * n_layers * length * emb_dim more; on a CPU, kinds of positions that learn what they add to
+    the scores have no fused attention to train with. Masked scores are counted, as in the sources.
 
     Transformer-XL's W_r is applied once to each of `length` distances, whatever the batch: counted
     is one sequence, read as a whole. A batch shares it; a token that is generated alone pays all,

@@ -83,7 +83,8 @@ _sampling_options = _options(
 
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path),
-              help="The folder of a run, a checkpoint or a Hugging Face GPT-2, or the book's .pth.")  # fmt: skip
+              help="The folder of a run, a checkpoint or Hugging Face's GPT-2, or the book's "
+                   ".pth.")  # fmt: skip
 @click.option("--prompt", help="The text to continue; without it and --file, standard input.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help='Many prompts, one a line: {"prompt": "..."}, and settings.')  # fmt: skip
