@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptrs.building import merge_stores as merge_stores
     from gptrs.checkpoint import load_checkpoint as load_checkpoint
     from gptrs.checkpoint import save_checkpoint as save_checkpoint
+    from gptrs.classifier import Classifier as Classifier
     from gptrs.completions import Completion as Completion
     from gptrs.completions import TokenLogprobs as TokenLogprobs
     from gptrs.config import GPT_CONFIG_124M as GPT_CONFIG_124M
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from gptrs.config import get_config as get_config
     from gptrs.data import GPTDatasetV1 as GPTDatasetV1
     from gptrs.data import create_dataloader_v1 as create_dataloader_v1
+    from gptrs.embeddings import Embedder as Embedder
+    from gptrs.embeddings import embed as embed
+    from gptrs.embeddings import embed_iter as embed_iter
     from gptrs.errors import GptrsError as GptrsError
     from gptrs.generation import generate as generate
     from gptrs.generation import generate_text_simple as generate_text_simple
@@ -39,13 +43,22 @@ if TYPE_CHECKING:
     from gptrs.layers import MultiHeadAttention as MultiHeadAttention
     from gptrs.layers import TransformerBlock as TransformerBlock
     from gptrs.loader import WindowLoader as WindowLoader
+    from gptrs.lora import add_lora as add_lora
+    from gptrs.lora import load_lora as load_lora
+    from gptrs.lora import lora_state_dict as lora_state_dict
+    from gptrs.lora import merge_lora as merge_lora
+    from gptrs.lora import save_lora as save_lora
     from gptrs.model import GPTModel as GPTModel
+    from gptrs.passages import Passage as Passage
+    from gptrs.passages import read_passages as read_passages
     from gptrs.pretrained import from_hub as from_hub
     from gptrs.sampling import Sampler as Sampler
     from gptrs.sampling_config import SamplingConfig as SamplingConfig
     from gptrs.store import TokenStore as TokenStore
     from gptrs.store import convert_store as convert_store
     from gptrs.stream_decoder import StreamDecoder as StreamDecoder
+    from gptrs.token_vectors import fold_projection as fold_projection
+    from gptrs.token_vectors import load_token_vectors as load_token_vectors
     from gptrs.tokenizer import Tokenizer as Tokenizer
     from gptrs.tokenizer import get_tokenizer as get_tokenizer
     from gptrs.tokenizer_training import train_tokenizer as train_tokenizer
@@ -56,6 +69,8 @@ if TYPE_CHECKING:
     from gptrs.training import plot_losses as plot_losses
     from gptrs.training import train_model_simple as train_model_simple
     from gptrs.transformers_sampling import transformers_sampler as transformers_sampler
+    from gptrs.vector_index import VectorIndex as VectorIndex
+    from gptrs.vector_index_building import build_index as build_index
     from gptrs.weights import load_weights_into_gpt as load_weights_into_gpt
     from gptrs.word2vec import train_word2vec as train_word2vec
     from gptrs.word_vectors import WordVectors as WordVectors
@@ -65,6 +80,8 @@ _EXPORTS = {
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
     "config": ("GPT_CONFIG_124M", "PRESETS", "GPTConfig", "get_config"),
     "data": ("GPTDatasetV1", "create_dataloader_v1"),
+    "classifier": ("Classifier",),
+    "embeddings": ("Embedder", "embed", "embed_iter"),
     "errors": ("GptrsError",),
     "generation": ("generate", "generate_text_simple", "text_to_token_ids", "token_ids_to_text"),
     "completions": ("Completion", "TokenLogprobs"),
@@ -72,12 +89,15 @@ _EXPORTS = {
     "kv_cache": ("KVCache",),
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
     "loader": ("WindowLoader",),
+    "lora": ("add_lora", "load_lora", "lora_state_dict", "merge_lora", "save_lora"),
     "model": ("GPTModel",),
+    "passages": ("Passage", "read_passages"),
     "pretrained": ("from_hub",),
     "sampling": ("Sampler",),
     "sampling_config": ("SamplingConfig",),
     "store": ("TokenStore", "convert_store"),
     "stream_decoder": ("StreamDecoder",),
+    "token_vectors": ("fold_projection", "load_token_vectors"),
     "tokenizer": ("Tokenizer", "get_tokenizer"),
     "tokenizer_training": ("train_tokenizer",),
     "training": (
@@ -89,6 +109,8 @@ _EXPORTS = {
         "train_model_simple",
     ),
     "transformers_sampling": ("transformers_sampler",),
+    "vector_index": ("VectorIndex",),
+    "vector_index_building": ("build_index",),
     "weights": ("load_weights_into_gpt",),
     "word2vec": ("train_word2vec",),
     "word_vectors": ("WordVectors",),

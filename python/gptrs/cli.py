@@ -6,6 +6,8 @@
     gptrs build INPUT... --out DIR | merge PART... --out DIR
     gptrs inspect STORE | verify STORE | convert STORE OUT --to FORMAT
     gptrs word2vec INPUT... --out FILE
+    gptrs embed FILES --model DIR --out DIR | search DIR QUESTION
+    gptrs finetune-classifier DATA.csv --model DIR --out DIR | classify DIR TEXT...
 
 Exit codes: 0 done, 1 failed on the way, 2 asked for something impossible, 130 stopped by Ctrl-C.
 An error is one line on stderr. `train-tokenizer`, `tokenize`, `params` and every --help work
@@ -26,6 +28,7 @@ import click
 
 from gptrs.build_commands import build, merge
 from gptrs.config import GPTConfig, Pos
+from gptrs.embed_commands import embed, search
 from gptrs.errors import (
     ConfigError,
     DataError,
@@ -34,6 +37,7 @@ from gptrs.errors import (
     TokenIdError,
     TokenizerError,
 )
+from gptrs.finetune_commands import classify, finetune_classifier
 from gptrs.generate_commands import generate
 from gptrs.model_commands import explain, params
 from gptrs.store_commands import convert, inspect, verify
@@ -240,3 +244,7 @@ gptrs.add_command(convert)
 gptrs.add_command(params)
 gptrs.add_command(explain)
 gptrs.add_command(word2vec)
+gptrs.add_command(embed)
+gptrs.add_command(search)
+gptrs.add_command(finetune_classifier)
+gptrs.add_command(classify)

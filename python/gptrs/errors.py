@@ -44,7 +44,7 @@ class SourceError(GptrsError, OSError):
 
 
 class StoreError(GptrsError, OSError):
-    """A token store is missing, damaged, foreign, in use, or cannot be written."""
+    """A token store, or an index of vectors, is missing, damaged, foreign, in use or read-only."""
 
 
 class CheckpointError(GptrsError, OSError):
