@@ -17,6 +17,7 @@ from gptrs import checkpoint
 from gptrs.checkpoint import load_checkpoint, load_metadata, load_tokenizer, save_checkpoint
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
+from gptrs.lora import add_lora, merge_lora
 from gptrs.model import GPTModel
 from gptrs.tokenizer import get_tokenizer
 from gptrs.tokenizer_training import train_tokenizer
@@ -290,3 +291,17 @@ def test_a_damaged_tokenizer_is_the_checkpoints_error(tmp_path, letters):
 def test_a_checkpoint_holds_nothing_that_is_pickled(tmp_path, letters):
     save_checkpoint(tiny_model(), tmp_path, tokenizer=letters("abc"), metadata={"a": 1})
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    cfg = {"vocab_size": 9, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 1}
+    adapted, headed = GPTModel(cfg), GPTModel(cfg)
+    add_lora(adapted, 2, 4)
+    headed.out_head = torch.nn.Linear(8, 2)
+    for model, name in ((adapted, "att.W_query.lora_A"), (headed, "out_head.bias")):
+        with pytest.raises(ConfigError, match=name):
+            save_checkpoint(model, tmp_path / "it")
+    assert not (tmp_path / "it").exists()
+    merge_lora(adapted)
+    save_checkpoint(adapted, tmp_path / "it")
+    assert load_checkpoint(tmp_path / "it")[0].cfg == adapted.cfg

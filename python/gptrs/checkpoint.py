@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
-from gptrs.filled_model import filled_model
+from gptrs.filled_model import filled_model, misfits
 from gptrs.manifest import CONFIG_FILE as CONFIG_FILE
 from gptrs.manifest import FORMAT as FORMAT
 from gptrs.manifest import RUN_FOLDER as RUN_FOLDER
@@ -52,10 +52,16 @@ def save_checkpoint(
         metadata: anything JSON can hold, for `load_metadata`.
     Raises:
         CheckpointError: the directory cannot be written.
-        ConfigError: the tokenizer cannot be saved there, see `check_tokenizer`, or metadata is not
-            JSON. Nothing was written.
+        ConfigError: the model has other layers than its config makes; the tokenizer cannot be saved
+            there, see `check_tokenizer`; or metadata is not JSON. Nothing was written.
     """
     directory = Path(directory)
+    if wrong := misfits(model):
+        raise ConfigError(
+            f"the model could not be loaded again: its config does not make {', '.join(wrong[:4])}"
+            f"{' ...' if len(wrong) > 4 else ''}. Make its layers the book's first, as merge_lora "
+            "and fold_projection do"
+        )
     saved = check_tokenizer(tokenizer, model, directory)
     tensors = _tensors_to_save(model)
     try:

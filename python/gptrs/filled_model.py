@@ -43,9 +43,8 @@ def filled_model(
         CheckpointError: tensors are missing, unexpected, of another shape or dtype, not finite, or
             two that should be one differ; the message lists all of them.
     """
-    with torch.device("meta"), _Undrawn():
-        model = GPTModel(cfg)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model = _unfilled(cfg)
+    shapes = _shapes(model)
     sources = dict(recipe.sources)
     zeros = set() if recipe.has_biases else {n for n in shapes if n.endswith((".bias", ".shift"))}
     if problems := [*_mismatches(shapes, sources, zeros, file.entries)]:
@@ -65,6 +64,27 @@ def filled_model(
         raise _misfit(file, problems)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def misfits(model: GPTModel) -> list[str]:
+    """The tensors of `model` that a model of its config has not, or has in another shape.
+
+    With LoRA's layers, or an output layer of somebody's own, it could not be loaded again.
+    """
+    expected, found = _shapes(_unfilled(model.cfg)), _shapes(model)
+    return sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+
+
+def _unfilled(cfg: GPTConfig) -> GPTModel:
+    """Shapes without numbers."""
+    with torch.device("meta"), _Undrawn():
+        return GPTModel(cfg)
+
+
+def _shapes(model: GPTModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 class _Undrawn(TorchFunctionMode):
