@@ -129,6 +129,9 @@ $(STAMPS)/ready: $(STAMPS)/installed pyproject.toml constraints.txt
 wheel: build ## the wheel to publish, built from the sdist, into dist/
 	@rm -rf dist
 	@# maturin looks for zig on the PATH; the shared target folder keeps what the sdist's build compiles.
+	@# Files of an sdist have one fixed time, by which cargo takes changed ones for those it knows: ours go.
+	@rm -rf target/wheel/release/build/gptrs-* target/wheel/release/.fingerprint/gptrs-* \
+	    target/wheel/*/release/build/gptrs-* target/wheel/*/release/.fingerprint/gptrs-*
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CARGO_TARGET_DIR=$(CURDIR)/target/wheel \
 	    $(MATURIN) build $(LOCKED) --quiet --release --sdist --interpreter $(PY) --out dist $(ZIG)
 	$(PY) .ci/check_wheel.py contents dist
