@@ -15,19 +15,19 @@ Texts are padded on the right, where a causal model's other tokens never look.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gptrs.devices import Precision
 from gptrs.forward_pass import plan
 from gptrs.memory import available_bytes
 from gptrs.model import GPTModel
-from gptrs.pooling import Pooling
+from gptrs.pooling import Pooling, Window, batches_of
+from gptrs.trunk import trunk_of
 
 BATCH_TOKENS = 4096
 """How many tokens, with padding, are computed at once where nothing is learned."""
@@ -67,14 +67,9 @@ def pooled(hidden_BTD: Tensor, lengths_B: Tensor, pooling: Pooling) -> Tensor:
 
 def batches_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
     """All numbers of texts, the longest first, in batches of BATCH_TOKENS with their padding."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    texts = [Window(index, 0, 0, length) for index, length in enumerate(lengths)]
+    for batch in batches_of(texts, BATCH_TOKENS, most_padding=BATCH_TOKENS):
+        yield [window.text for window in batch]
 
 
 class TokenTexts:
@@ -128,7 +123,7 @@ class BlockInputs:
         self._texts = texts
         self._ends = torch.tensor([0, *texts.lengths]).cumsum(0).tolist()
         self._hidden_ND = torch.empty(self._ends[-1], texts.model.cfg.emb_dim, device=texts.device)
-        body = _without_last_block(texts.model)
+        body = trunk_of(texts.model, len(texts.model.trf_blocks) - 1)
         with torch.no_grad(), texts.precision.autocast(texts.device):
             for batch in batches_by_length(texts.lengths):
                 hidden_BTD = body.hidden_states(texts.padded(batch)[0])
@@ -160,12 +155,3 @@ class BlockInputs:
             x_BTD = block(x_BTD) if attend is None else block(x_BTD, attend)
             x_BTD = model.final_norm(x_BTD)
         return pooled(x_BTD, lengths_B, texts.pooling)
-
-
-def _without_last_block(model: GPTModel) -> GPTModel:
-    """The same modules, but the last block and the last norm."""
-    body = copy.copy(model)
-    body._modules = dict(model._modules)
-    body.trf_blocks = model.trf_blocks[:-1]
-    body._modules["final_norm"] = nn.Identity()
-    return body

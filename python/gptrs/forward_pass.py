@@ -46,7 +46,7 @@ class ForwardPass:
         """The same with numbers that all layers add to their scores; dtype and device of `like`."""
         attend = self.attend or Attend()
         num_queries = self.position_ids.shape[-1]
-        num_keys = num_queries if self.placement is None else self.placement.num_seen
+        num_keys = num_queries if self.placement is None else self.placement.end
         scores = bias(num_queries, num_keys, attend.starts, like)
         if scores.ndim == 3:
             scores = scores[None]  # Fused attention on a CPU takes masks with a batch, or none.

@@ -166,11 +166,6 @@ class Placement:
         """Without a mask: plainly causal from an empty cache, or else one token that sees all."""
         return self.start == 0
 
-    @property
-    def num_seen(self) -> int:
-        """S: how many slots are looked at."""
-        return self.end
-
     def layer(self, index: int) -> ExtendLayer:
         """Stores what it is given in layer `index`."""
         return partial(self._extend, self.cache.keys[index], self.cache.values[index])
