@@ -58,7 +58,7 @@ test-rust:
 	fi
 
 test-python: build
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 fuzz: fuzz-encode fuzz-decode fuzz-description fuzz-tokenizer_file fuzz-sampler ## fuzz-NAME or all, a minute each or ARGS=seconds (needs cargo-fuzz)
 

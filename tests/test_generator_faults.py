@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -174,6 +175,18 @@ def test_ctrl_c_ends_a_call_and_the_generator_goes_on(gen):
         gen(PROMPTS, 10_000_000, eos_id=None)
     timer.join()
     assert gen("Hello", 2)
+
+
+def test_ctrl_c_while_gradients_are_off_leaves_them_on():
+    def interrupted(ids):
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    gen = Generator(interrupted, context_length=8)
+    for call in (gen, lambda *args: list(gen.stream(*args)), partial(gen, num_beams=2)):
+        with pytest.raises(KeyboardInterrupt):
+            call("Hello", 3)
+        assert torch.is_grad_enabled()
 
 
 def test_a_cache_without_memory_is_refused_before_anything_is_computed():

@@ -1,13 +1,20 @@
-"""Dropout off while a model generates, from any number of threads; then every mode comes back."""
+"""Dropout off while a model generates, from any number of threads; then every mode comes back.
+
+Also after Ctrl-C, which may be heard anywhere.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
+
+T = TypeVar("T")
 
 
 class _Users:
@@ -48,3 +55,16 @@ def evaluating(model: object) -> Iterator[bool]:
                 for module in users.training:
                     module.training = True
                 users.training.clear()
+
+
+def grad_mode_kept(call: Callable[[], T]) -> T:
+    """Calls a function that turns gradients off and on again, as PyTorch's `no_grad` does.
+
+    Ctrl-C may raise in the middle of that, and no gradient would ever be recorded again.
+    """
+    was_enabled = torch.is_grad_enabled()
+    try:
+        return call()
+    except BaseException:
+        torch.set_grad_enabled(was_enabled)
+        raise

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gptrs import _core
 from gptrs.engines import Choose, Model, make_engine
 from gptrs.errors import ConfigError, GenerationError
+from gptrs.eval_mode import grad_mode_kept
 from gptrs.sampling_config import SamplingConfig
 from gptrs.tokenizer import END_OF_TEXT
 
@@ -100,7 +101,7 @@ def generate(
             stop_ids=stop_ids,
             row=row,
         )
-    rows = [tokens for tokens, *_ in loop.run()]
+    rows = [tokens for tokens, *_ in grad_mode_kept(loop.run)]
     longest = max(map(len, rows), default=0)
     # Rows differ in length only where eos_id ended one.
     filled = [row + [eos_id or 0] * (longest - len(row)) for row in rows]

@@ -19,7 +19,7 @@ from gptrs import _core
 from gptrs.completions import Event, Output
 from gptrs.engines import Model, make_engine
 from gptrs.errors import GenerationError
-from gptrs.eval_mode import evaluating
+from gptrs.eval_mode import evaluating, grad_mode_kept
 from gptrs.model_facts import device_of
 from gptrs.requests import Request
 
@@ -49,11 +49,11 @@ class Run:
     def run(self) -> Sequence[Output]:
         """Runs all to their ends, in the order in which they were submitted."""
         with evaluating(self.model):
-            return self._generation.run()
+            return grad_mode_kept(self._generation.run)
 
     def step(self) -> list[Event] | None:
         """One step of all, inside `evaluating`; None once there is nothing left to do."""
-        return self._generation.step()
+        return grad_mode_kept(self._generation.step)
 
     def evaluating(self) -> AbstractContextManager[object]:
         """Eval mode, unless the model is in it anyway: asking every module takes its time."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gptrs import _core
 from gptrs.completions import Completion
 from gptrs.errors import ConfigError
-from gptrs.eval_mode import evaluating
+from gptrs.eval_mode import evaluating, grad_mode_kept
 from gptrs.requests import OPTION_NAMES, CallOptions, RequestMaker, count, real
 from gptrs.runs import PREFILL_TOKENS, Backend
 
@@ -56,7 +57,8 @@ def search_beams(
     slots = min(len(rows), max(1, backend.max_batch // num_beams)) * num_beams
     with evaluating(backend.model):
         engine = backend.engine(slots, longest, least=num_beams)
-        found = _core.beam_search(
+        find = partial(
+            _core.beam_search,
             engine,
             rows,
             num_beams=num_beams,
@@ -68,6 +70,7 @@ def search_beams(
             stop_ids=maker.stop_ids(options),
             prefill_tokens=PREFILL_TOKENS,
         )
+        found = grad_mode_kept(find)
     return [
         Completion(
             text=maker.tokenizer.decode(tokens),
