@@ -97,6 +97,14 @@ pub enum Error {
         /// The number of ids there are.
         vocab_size: usize,
     },
+    /// The system gives no more memory.
+    #[error("there is no memory for {what}: {bytes} bytes were asked for")]
+    NoMemory {
+        /// What it was for.
+        what: &'static str,
+        /// How much.
+        bytes: u64,
+    },
     /// A window or a model that holds no tokens.
     #[error(
         "context_size is at least 1 and a model has at least 1 slot; found {window} and {slots}"

@@ -41,6 +41,7 @@ impl From<CoreError> for PyErr {
             | Error::NothingAllowed
             | Error::EmptyPrompt { .. }
             | Error::InSequence { .. }
+            | Error::NoMemory { .. }
             | Error::PromptTooLong { .. } => GenerationError::new_err(message),
             Error::QueueFull { .. } => QueueFullError::new_err(message),
             Error::TokenIdInPrompt { .. } | Error::TokenIdOutOfVocabulary { .. } => {

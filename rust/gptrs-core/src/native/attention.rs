@@ -1,0 +1,276 @@
+//! Attention of one head: new keys and values go into the cache, then every new token looks back.
+//!
+//! Four queries share what is loaded for them. Each gets its own sums in its own order, so it is the same
+//! bits whether it comes alone or among others.
+
+#![allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
+
+use half::bf16;
+
+use super::cache::HeadCache;
+use super::lanes::{LANES, Simd, Work};
+use super::math::softmax;
+use super::shared::Columns;
+use super::tile::{Stored, tile};
+
+/// Queries that are computed side by side.
+pub const TOGETHER: usize = 4;
+
+/// Cosines and sines of one position, half a head of each.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    pub cos: &'a [f32],
+    pub sin: &'a [f32],
+}
+
+/// One head's new tokens.
+pub struct Attend<'a> {
+    pub cache: HeadCache<'a>,
+    /// A head's width in the cache.
+    pub width: usize,
+    /// And its own.
+    pub head_dim: usize,
+    /// How many tokens the slot has already.
+    pub start: usize,
+    /// Of the new tokens: query, key and value of this head; token t's lie at t * `stride`.
+    pub qkv: [&'a [f32]; 3],
+    pub stride: usize,
+    pub count: usize,
+    /// The model's angles, `[positions][head_dim / 2]` of cosines and of sines; none: nothing turns.
+    pub turns: Option<Turn<'a>>,
+    /// Of the scores.
+    pub scale: f32,
+    /// What distances take off the scores.
+    pub slope: f32,
+    /// `[count][head_dim]`.
+    pub out: Columns<'a>,
+    pub room: &'a mut Room,
+}
+
+/// What a thread needs on the way.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// `[TOGETHER][context]`.
+    scores: Vec<f32>,
+    /// `[TOGETHER][width]`.
+    queries: Vec<f32>,
+    turned: Vec<f32>,
+}
+
+impl Work for Attend<'_> {
+    type Output = ();
+    const HAS_BYTES: bool = false;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let cache = std::mem::replace(&mut self.cache, HeadCache::F32([&mut [], &mut []]));
+        match cache {
+            HeadCache::F32([keys, values]) => {
+                self.append(keys, values, |x| x);
+                self.look_back(simd, keys, values);
+            }
+            HeadCache::Bf16([keys, values]) => {
+                self.append(keys, values, bf16::from_f32);
+                self.look_back(simd, keys, values);
+            }
+        }
+    }
+}
+
+impl Attend<'_> {
+    /// Writes keys, turned, and values.
+    #[inline(always)]
+    fn append<W: Copy>(&mut self, keys: &mut [W], values: &mut [W], to: impl Fn(f32) -> W) {
+        let mut turned = std::mem::take(&mut self.room.turned);
+        turned.resize(self.head_dim, 0.0);
+        for t in 0..self.count {
+            let at = (self.start + t) * self.width;
+            let [_, key, value] = self.parts(t);
+            self.turn(t, key, &mut turned);
+            for (place, &x) in keys[at..at + self.head_dim].iter_mut().zip(&turned) {
+                *place = to(x);
+            }
+            for (place, &x) in values[at..at + self.head_dim].iter_mut().zip(value) {
+                *place = to(x);
+            }
+        }
+        self.room.turned = turned;
+    }
+
+    #[inline(always)]
+    fn parts(&self, t: usize) -> [&[f32]; 3] {
+        let at = t * self.stride;
+        let [query, key, value] = self.qkv;
+        [
+            &query[at..at + self.head_dim],
+            &key[at..at + self.head_dim],
+            &value[at..at + self.head_dim],
+        ]
+    }
+
+    /// A query or a key, turned by the angles of its position: number i with number i + half.
+    #[inline(always)]
+    fn turn(&self, t: usize, x: &[f32], out: &mut [f32]) {
+        let Some(turns) = self.turns else {
+            out.copy_from_slice(x);
+            return;
+        };
+        let half = self.head_dim / 2;
+        let at = (self.start + t) * half;
+        let (cos, sin) = (&turns.cos[at..at + half], &turns.sin[at..at + half]);
+        for i in 0..half {
+            out[i] = x[i] * cos[i] - x[i + half] * sin[i];
+            out[i + half] = x[i + half] * cos[i] + x[i] * sin[i];
+        }
+    }
+
+    #[inline(always)]
+    fn look_back<S: Simd, W: Stored>(&mut self, simd: S, keys: &[W], values: &[W]) {
+        let longest = self.start + self.count;
+        let room = std::mem::take(self.room);
+        let Room { mut scores, mut queries, turned } = room;
+        queries.clear();
+        queries.resize(TOGETHER * self.width, 0.0);
+        scores.resize(scores.len().max(TOGETHER * longest.next_multiple_of(LANES)), 0.0);
+        let mut t = 0;
+        while t < self.count {
+            if t + TOGETHER <= self.count {
+                self.queries::<S, W, TOGETHER>(simd, t, keys, values, &mut queries, &mut scores);
+                t += TOGETHER;
+            } else {
+                self.queries::<S, W, 1>(simd, t, keys, values, &mut queries, &mut scores);
+                t += 1;
+            }
+        }
+        *self.room = Room { scores, queries, turned };
+    }
+
+    /// C queries from token `t` on.
+    #[inline(always)]
+    fn queries<S: Simd, W: Stored, const C: usize>(
+        &mut self,
+        simd: S,
+        t: usize,
+        keys: &[W],
+        values: &[W],
+        queries: &mut [f32],
+        scores: &mut [f32],
+    ) {
+        let (width, head_dim) = (self.width, self.head_dim);
+        for c in 0..C {
+            let [query, ..] = self.parts(t + c);
+            let place = &mut queries[c * width..c * width + head_dim];
+            self.turn(t + c, query, place);
+            for x in place {
+                *x *= self.scale;
+            }
+        }
+        // The last of them sees most.
+        let seen = self.start + t + C;
+        let stride = scores.len() / TOGETHER;
+        let mut rows = [&queries[..0]; C];
+        for (c, row) in rows.iter_mut().enumerate() {
+            *row = &queries[c * width..(c + 1) * width];
+        }
+        if C == 1 {
+            score::<S, W, 8, C>(simd, keys, seen, rows, scores, stride);
+        } else {
+            score::<S, W, 4, C>(simd, keys, seen, rows, scores, stride);
+        }
+        let mut factors = [0.0; C];
+        for (c, row) in scores.chunks_exact_mut(stride).take(C).enumerate() {
+            let row = &mut row[..=self.start + t + c];
+            if self.slope != 0.0 {
+                let last = row.len() - 1;
+                for (s, score) in row.iter_mut().enumerate() {
+                    *score -= self.slope * (last - s) as f32;
+                }
+            }
+            factors[c] = 1.0 / softmax(simd, row);
+        }
+        let mut weights = [&scores[..0]; C];
+        for (c, row) in scores.chunks_exact(stride).take(C).enumerate() {
+            weights[c] = &row[..=self.start + t + c];
+        }
+        let mut from = 0;
+        while from < width {
+            let last = from + 4 * LANES <= width;
+            if last {
+                self.mix::<S, W, C, 4>(simd, t, from, weights, factors, values);
+                from += 4 * LANES;
+            } else {
+                self.mix::<S, W, C, 1>(simd, t, from, weights, factors, values);
+                from += LANES;
+            }
+        }
+    }
+
+    /// Weighted sums of the values' numbers from `from` on, J times sixteen of them.
+    #[inline(always)]
+    fn mix<S: Simd, W: Stored, const C: usize, const J: usize>(
+        &mut self,
+        simd: S,
+        t: usize,
+        from: usize,
+        weights: [&[f32]; C],
+        factors: [f32; C],
+        values: &[W],
+    ) {
+        let width = self.width;
+        let common = weights[0].len();
+        let mut sums = [[simd.splat(0.0); J]; C];
+        for s in 0..common {
+            let value = &values[s * width + from..][..J * LANES].as_chunks::<LANES>().0;
+            for j in 0..J {
+                let value = W::load(simd, &value[j]);
+                for c in 0..C {
+                    sums[c][j] = simd.mul_add(simd.splat(weights[c][s]), value, sums[c][j]);
+                }
+            }
+        }
+        for c in 0..C {
+            for s in common..weights[c].len() {
+                let value = &values[s * width + from..][..J * LANES].as_chunks::<LANES>().0;
+                for j in 0..J {
+                    let value = W::load(simd, &value[j]);
+                    sums[c][j] = simd.mul_add(simd.splat(weights[c][s]), value, sums[c][j]);
+                }
+            }
+            let out = self.out.row(t + c);
+            for j in 0..J {
+                let mut lanes = [0.0; LANES];
+                simd.store(simd.mul(sums[c][j], simd.splat(factors[c])), &mut lanes);
+                let start = from + j * LANES;
+                let end = out.len().min(start + LANES);
+                if start < end {
+                    out[start..end].copy_from_slice(&lanes[..end - start]);
+                }
+            }
+        }
+    }
+}
+
+/// Scores of C queries with the first keys, R at a time.
+#[inline(always)]
+fn score<S: Simd, W: Stored, const R: usize, const C: usize>(
+    simd: S,
+    keys: &[W],
+    seen: usize,
+    queries: [&[f32]; C],
+    scores: &mut [f32],
+    stride: usize,
+) {
+    let width = queries[0].len();
+    for key in (0..seen).step_by(R) {
+        let height = R.min(seen - key);
+        let mut rows = [&keys[..0]; R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            let key = key + r.min(height - 1);
+            *row = &keys[key * width..(key + 1) * width];
+        }
+        let sums = tile::<S, W, R, C>(simd, rows, queries);
+        for (c, sums) in sums.iter().enumerate() {
+            scores[c * stride + key..][..height].copy_from_slice(&sums[..height]);
+        }
+    }
+}

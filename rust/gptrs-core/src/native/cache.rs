@@ -1,0 +1,112 @@
+//! Keys and values of all that the slots hold.
+//!
+//! ```text
+//! [layers][keys, values][slots][heads][context][width]      a head's keys lie behind each other
+//! ```
+//!
+//! `width` is a head's, filled up with zeros to whole lanes. Pages that nothing was written to take no
+//! memory.
+
+#![allow(unsafe_code, reason = "each head of a slot belongs to one thread at a time")]
+
+use half::bf16;
+
+use super::lanes::LANES;
+use super::numbers::FloatType;
+use super::shared::Shared;
+use crate::{Error, Result};
+
+/// How many numbers of what.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    pub layers: usize,
+    pub slots: usize,
+    pub heads: usize,
+    pub context: usize,
+    /// A multiple of `LANES`.
+    pub width: usize,
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    extent: Extent,
+    stored: Stored,
+}
+
+#[derive(Debug)]
+enum Stored {
+    F32(Shared<f32>),
+    Bf16(Shared<bf16>),
+}
+
+/// Keys and values of one head of one slot in one layer.
+#[derive(Debug)]
+pub enum HeadCache<'a> {
+    F32([&'a mut [f32]; 2]),
+    Bf16([&'a mut [bf16]; 2]),
+}
+
+impl Cache {
+    pub fn new(extent: Extent, dtype: FloatType) -> Result<Self> {
+        let Extent { layers, slots, heads, context, width } = extent;
+        debug_assert!(width.is_multiple_of(LANES));
+        let what = "keys and values";
+        let len = [layers, 2, slots, heads, context, width]
+            .into_iter()
+            .try_fold(1_usize, usize::checked_mul)
+            .ok_or(Error::NoMemory { what, bytes: u64::MAX })?;
+        let stored = match dtype {
+            FloatType::F32 => Stored::F32(Shared::new(len, what)?),
+            FloatType::Bf16 => Stored::Bf16(Shared::new(len, what)?),
+        };
+        Ok(Self { extent, stored })
+    }
+
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Where keys (0) or values (1) of a head begin.
+    fn start(&self, layer: usize, part: usize, slot: usize, head: usize) -> usize {
+        let Extent { slots, heads, context, width, .. } = self.extent;
+        (((layer * 2 + part) * slots + slot) * heads + head) * context * width
+    }
+
+    /// Keys and values of one head, `[context][width]` each.
+    ///
+    /// # Safety
+    /// Nobody else has those of this head, slot and layer for as long as they are used.
+    pub unsafe fn head(&self, layer: usize, slot: usize, head: usize) -> HeadCache<'_> {
+        let len = self.extent.context * self.extent.width;
+        let [keys, values] = [0, 1].map(|part| {
+            let start = self.start(layer, part, slot, head);
+            start..start + len
+        });
+        // SAFETY: the caller answers for it, and the two do not overlap.
+        unsafe {
+            match &self.stored {
+                Stored::F32(all) => HeadCache::F32([all.write(keys), all.write(values)]),
+                Stored::Bf16(all) => HeadCache::Bf16([all.write(keys), all.write(values)]),
+            }
+        }
+    }
+
+    /// Makes one slot begin as another does.
+    pub fn copy(&mut self, from: usize, to: usize, len: usize) {
+        let Extent { layers, heads, width, .. } = self.extent;
+        for layer in 0..layers {
+            for part in 0..2 {
+                for head in 0..heads {
+                    let source = self.start(layer, part, from, head);
+                    let source = source..source + len * width;
+                    let target = self.start(layer, part, to, head);
+                    match &mut self.stored {
+                        Stored::F32(all) => all.get_mut().copy_within(source, target),
+                        Stored::Bf16(all) => all.get_mut().copy_within(source, target),
+                    }
+                }
+            }
+        }
+    }
+}

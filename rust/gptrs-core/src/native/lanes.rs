@@ -1,0 +1,227 @@
+//! Sixteen floats at once, on every kind of processor.
+//!
+//! All that is summed is summed in sixteen lanes, lane l taking numbers l, l + 16, l + 32 ...; then the
+//! lanes are added in one fixed order. So a sum depends on its numbers alone, and AVX2 and AVX-512, which
+//! round a product and a sum together, agree to the last bit. The portable version rounds twice where the
+//! processor has no such instruction.
+//!
+//! The `unsafe` code of this is in `lanes/x86.rs`.
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use half::bf16;
+
+/// How many floats.
+pub const LANES: usize = 16;
+/// How many int8 products lie between two roundings.
+pub const GROUP: usize = 64;
+
+/// A kind of processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// x86-64 with AVX-512 F; with VNNI, where bytes are multiplied, or else AVX2 does that.
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// Any.
+    Portable,
+}
+
+impl Kernels {
+    /// All that this processor is, the best first.
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "other processors have nothing to add")]
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        found.extend(x86::available());
+        found.push(Self::Portable);
+        found
+    }
+
+    /// The best that this processor is.
+    pub fn best() -> Self {
+        Self::available().first().copied().unwrap_or(Self::Portable)
+    }
+
+    /// A short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// This kind, if this processor is one of it; else the portable.
+    pub(super) fn found(self) -> Found {
+        Found(if Self::available().contains(&self) { self } else { Self::Portable })
+    }
+}
+
+/// A kind of processor that this one is.
+#[derive(Debug, Clone, Copy)]
+pub struct Found(Kernels);
+
+/// Something to be compiled for each kind of processor.
+pub trait Work {
+    /// What it gives.
+    type Output;
+    /// Whether it calls `dot_i8`.
+    const HAS_BYTES: bool;
+    /// Does it. To be marked `#[inline(always)]`, with all that it calls.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Does it in the version for this processor.
+pub fn dispatch<W: Work>(found: Found, work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    return x86::dispatch(found, work);
+    #[cfg(not(target_arch = "x86_64"))]
+    return work.run(Portable);
+}
+
+/// The operations that differ. A value exists only where the processor has the instructions.
+pub trait Simd: Copy {
+    /// The lanes.
+    type F: Copy;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F;
+    fn store(self, lanes: Self::F, to: &mut [f32; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// NaN where `b` is; `b` where `a` is.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// NaN where `b` is; `b` where `a` is.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b + c.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// To the nearest whole number, halves to the even one.
+    fn round(self, a: Self::F) -> Self::F;
+    /// a * 2^n for whole n in -126..=127.
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F;
+    /// Lanes 0 + 8, 1 + 9, ..., of these 0 + 4, ..., of these 0 + 1 and 2 + 3, and these two.
+    fn sum(self, a: Self::F) -> f32;
+    /// `sum` of each.
+    fn sum4(self, a: [Self::F; 4]) -> [f32; 4];
+    /// Lane l: the products 4 l .. 4 l + 4 of weights and inputs, added to `start`, as a float.
+    fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F;
+    /// Reads a place soon.
+    fn prefetch<T>(self, place: *const T);
+}
+
+/// For any processor.
+#[derive(Debug, Clone, Copy)]
+pub struct Portable;
+
+/// Whether a product and a sum can be rounded together at no cost.
+const HAS_FMA: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+macro_rules! each {
+    ($lane:ident => $value:expr) => {{
+        let mut out = [0.0; LANES];
+        for $lane in 0..LANES {
+            out[$lane] = $value;
+        }
+        out
+    }};
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F {
+        each!(l => f32::from_bits(u32::from(from[l].to_bits()) << 16))
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::F, to: &mut [f32; LANES]) {
+        *to = lanes;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(l => a[l] + b[l])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(l => a[l] * b[l])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(l => a[l] / b[l])
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(l => if a[l] > b[l] { a[l] } else { b[l] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        each!(l => if a[l] < b[l] { a[l] } else { b[l] })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        if HAS_FMA { each!(l => a[l].mul_add(b[l], c[l])) } else { each!(l => a[l] * b[l] + c[l]) }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        each!(l => a[l].round_ties_even())
+    }
+
+    #[inline(always)]
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F {
+        each!(l => a[l] * f32::from_bits(((n[l] as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        let mut eight = [0.0; 8];
+        for l in 0..8 {
+            eight[l] = a[l] + a[l + 8];
+        }
+        let mut four = [0.0; 4];
+        for l in 0..4 {
+            four[l] = eight[l] + eight[l + 4];
+        }
+        (four[0] + four[1]) + (four[2] + four[3])
+    }
+
+    #[inline(always)]
+    fn sum4(self, a: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(a[0]), self.sum(a[1]), self.sum(a[2]), self.sum(a[3])]
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F {
+        each!(l => {
+            let mut sum = start[l];
+            for i in 4 * l..4 * l + 4 {
+                sum += i32::from(weights[i]) * i32::from(inputs[i]);
+            }
+            sum as f32
+        })
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+}

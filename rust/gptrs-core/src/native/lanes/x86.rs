@@ -1,0 +1,370 @@
+//! The versions for x86-64.
+
+#![allow(unsafe_code, reason = "vector instructions; each use says why it is sound")]
+
+use std::arch::x86_64::{
+    __m128, __m256, __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_ps,
+    _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32,
+    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_div_ps,
+    _mm512_dpbusd_epi32, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
+    _mm512_scalef_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+};
+
+use half::bf16;
+
+use super::{Found, GROUP, Kernels, LANES, Portable, Simd, Work};
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+/// What this processor is beyond `Kernels::Portable`, the best first.
+pub fn available() -> impl Iterator<Item = Kernels> {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+    let kinds = [(avx512, Kernels::Avx512), (avx2, Kernels::Avx2)];
+    kinds.into_iter().filter_map(|(is, kernels)| is.then_some(kernels))
+}
+
+pub fn dispatch<W: Work>(Found(kernels): Found, work: W) -> W::Output {
+    match kernels {
+        Kernels::Portable => work.run(Portable),
+        Kernels::Avx512 if W::HAS_BYTES && is_x86_feature_detected!("avx512vnni") => {
+            // SAFETY: it was just found, and `Kernels::found` alone makes what says AVX-512.
+            unsafe { run_vnni(work) }
+        }
+        // SAFETY: `Kernels::found` alone makes what says that the processor has these instructions.
+        Kernels::Avx512 if !W::HAS_BYTES => unsafe { run_avx512(work) },
+        // SAFETY: as above; who has AVX-512 has these, too.
+        Kernels::Avx2 | Kernels::Avx512 => unsafe { run_avx2(work) },
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2<W: Work>(work: W) -> W::Output {
+    work.run(Avx2(()))
+}
+
+#[target_feature(enable = "avx2,fma,avx512f")]
+fn run_avx512<W: Work>(work: W) -> W::Output {
+    work.run(Avx512(()))
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512vnni")]
+fn run_vnni<W: Work>(work: W) -> W::Output {
+    work.run(Avx512(()))
+}
+
+/// Made by `run_avx2` alone.
+#[derive(Clone, Copy)]
+struct Avx2(());
+
+// SAFETY of all below: a value says that the processor has the instructions; loads and stores need no
+// alignment, and stay in the arrays that they are given.
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F {
+        // SAFETY: above.
+        unsafe {
+            let from = from.as_ptr().cast();
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(1)));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::F, to: &mut [f32; LANES]) {
+        // SAFETY: above.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), lanes[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), lanes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { [_mm256_round_ps::<NEAREST>(a[0]), _mm256_round_ps::<NEAREST>(a[1])] }
+    }
+
+    #[inline(always)]
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let power = |n| {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), bias);
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            };
+            [_mm256_mul_ps(a[0], power(n[0])), _mm256_mul_ps(a[1], power(n[1]))]
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        // SAFETY: above.
+        unsafe { sum_of_four(four_of_eight(_mm256_add_ps(a[0], a[1]))) }
+    }
+
+    #[inline(always)]
+    fn sum4(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: above.
+        unsafe {
+            sums_of_fours(
+                four_of_eight(_mm256_add_ps(a[0], a[1])),
+                four_of_eight(_mm256_add_ps(b[0], b[1])),
+                four_of_eight(_mm256_add_ps(c[0], c[1])),
+                four_of_eight(_mm256_add_ps(d[0], d[1])),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F {
+        // SAFETY: above.
+        unsafe {
+            // Products of bytes can exceed 16 bits where pairs of them are added: wider first.
+            let sums = |at: usize| {
+                let weights = _mm_loadu_si128(weights.as_ptr().add(at).cast());
+                let inputs = _mm_loadu_si128(inputs.as_ptr().add(at).cast());
+                _mm256_madd_epi16(_mm256_cvtepu8_epi16(weights), _mm256_cvtepi8_epi16(inputs))
+            };
+            let lanes = |at: usize| {
+                // `hadd` adds pairs within each half of the register: 0 1 4 5 2 3 6 7.
+                let pairs = _mm256_hadd_epi32(sums(at), sums(at + 16));
+                let start = _mm256_loadu_si256(start.as_ptr().add(at / 4).cast());
+                let sum = _mm256_add_epi32(_mm256_permute4x64_epi64::<0b11_01_10_00>(pairs), start);
+                _mm256_cvtepi32_ps(sum)
+            };
+            [lanes(0), lanes(32)]
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, place: *const T) {
+        prefetch(place);
+    }
+}
+
+/// Made by `run_avx512` and `run_vnni` alone: by the latter for all work with bytes.
+#[derive(Clone, Copy)]
+struct Avx512(());
+
+// SAFETY of all below: as above.
+impl Simd for Avx512 {
+    type F = __m512;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F {
+        // SAFETY: above.
+        unsafe {
+            let halves = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::F, to: &mut [f32; LANES]) {
+        // SAFETY: above.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_roundscale_ps::<NEAREST>(a) }
+    }
+
+    #[inline(always)]
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F {
+        // SAFETY: above.
+        unsafe { _mm512_scalef_ps(a, n) }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        // SAFETY: above.
+        unsafe { sum_of_four(four_of_sixteen(a)) }
+    }
+
+    #[inline(always)]
+    fn sum4(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: above.
+        unsafe {
+            sums_of_fours(
+                four_of_sixteen(a),
+                four_of_sixteen(b),
+                four_of_sixteen(c),
+                four_of_sixteen(d),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F {
+        // SAFETY: above; `run_vnni` has VNNI.
+        unsafe {
+            let weights = _mm512_loadu_si512(weights.as_ptr().cast());
+            let inputs = _mm512_loadu_si512(inputs.as_ptr().cast());
+            let start = _mm512_loadu_si512(start.as_ptr().cast());
+            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start, weights, inputs))
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, place: *const T) {
+        prefetch(place);
+    }
+}
+
+/// Lanes 0 + 8, ..., and of these 0 + 4, ...
+#[inline(always)]
+unsafe fn four_of_sixteen(a: __m512) -> __m128 {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)));
+        four_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), high))
+    }
+}
+
+/// Lanes 0 + 4, ...
+#[inline(always)]
+unsafe fn four_of_eight(a: __m256) -> __m128 {
+    // SAFETY: the caller has AVX.
+    unsafe { _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a)) }
+}
+
+/// (0 + 1) + (2 + 3).
+#[inline(always)]
+unsafe fn sum_of_four(a: __m128) -> f32 {
+    // SAFETY: the caller has AVX, so SSE3.
+    unsafe {
+        let pairs = _mm_hadd_ps(a, a);
+        _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs))
+    }
+}
+
+/// (0 + 1) + (2 + 3) of each.
+#[inline(always)]
+unsafe fn sums_of_fours(a: __m128, b: __m128, c: __m128, d: __m128) -> [f32; 4] {
+    let mut sums = [0.0; 4];
+    // SAFETY: the caller has AVX, so SSE3; the array has room for four.
+    unsafe {
+        let all = _mm_hadd_ps(_mm_hadd_ps(a, b), _mm_hadd_ps(c, d));
+        _mm_storeu_ps(sums.as_mut_ptr(), all);
+    }
+    sums
+}
+
+#[inline(always)]
+fn prefetch<T>(place: *const T) {
+    // SAFETY: a prefetch reads nothing, whatever the address; SSE is part of x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
+}

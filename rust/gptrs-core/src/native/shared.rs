@@ -1,0 +1,147 @@
+//! Memory that several threads fill in turns, each its own part, with a barrier between writing and
+//! reading.
+
+#![allow(unsafe_code, reason = "what the barriers order, the compiler cannot see")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::slice;
+
+use bytemuck::Zeroable;
+
+use crate::{Error, Result};
+
+/// Alignment of a cache line, and of the widest loads.
+const ALIGNMENT: usize = 64;
+
+/// Zeros at first. Pages that nobody touches take no memory.
+#[derive(Debug)]
+pub struct Shared<T> {
+    data: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its elements; who reads and writes which is up to the callers of the methods.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+impl<T: Zeroable + Copy> Shared<T> {
+    /// `len` zeros, for `what`.
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn new(len: usize, what: &'static str) -> Result<Self> {
+        let layout = layout::<T>(len).ok_or(Error::NoMemory {
+            what,
+            bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+        })?;
+        if layout.size() == 0 {
+            return Ok(Self { data: NonNull::dangling(), len: 0 });
+        }
+        // SAFETY: the layout has a size; zeros are a value of `T`.
+        let data = NonNull::new(unsafe { alloc_zeroed(layout) });
+        let data = data.ok_or(Error::NoMemory { what, bytes: layout.size() as u64 })?;
+        Ok(Self { data: data.cast(), len })
+    }
+
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All of it, while nobody writes: who could has borrowed it, too.
+    pub fn get(&self) -> &[T] {
+        // SAFETY: the elements are its own and zeros at least; parts are written by `forward` alone,
+        // inside a call that borrows the whole engine.
+        unsafe { slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+
+    /// All of it, where nobody else has any.
+    pub fn get_mut(&mut self) -> &mut [T] {
+        // SAFETY: the elements are its own and zeros at least.
+        unsafe { slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+
+    /// A part, to be read.
+    ///
+    /// # Safety
+    /// Nobody writes to it for as long as the slice is used.
+    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds; the caller answers for the rest.
+        unsafe { slice::from_raw_parts(self.data.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// A part, to be written.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes it for as long as the slice is used.
+    #[expect(clippy::mut_from_ref, reason = "the parts of different threads do not overlap")]
+    pub unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds; the caller answers for the rest.
+        unsafe { slice::from_raw_parts_mut(self.data.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// Columns of a matrix whose rows are `stride` long, to be written.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these columns for as long as they are used.
+    pub unsafe fn columns(
+        &self,
+        num_rows: usize,
+        stride: usize,
+        columns: Range<usize>,
+    ) -> Columns<'_, T> {
+        assert!(
+            columns.start <= columns.end && columns.end <= stride && num_rows * stride <= self.len
+        );
+        // SAFETY: in bounds, or one behind where there are no columns.
+        let start = unsafe { self.data.add(columns.start) };
+        Columns { start, stride, num_rows, width: columns.len(), of: PhantomData }
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        if let Some(layout) = layout::<T>(self.len).filter(|layout| layout.size() > 0) {
+            // SAFETY: `new` allocated it with this layout.
+            unsafe { dealloc(self.data.as_ptr().cast(), layout) }
+        }
+    }
+}
+
+fn layout<T>(len: usize) -> Option<Layout> {
+    Layout::array::<T>(len).ok()?.align_to(ALIGNMENT).ok()
+}
+
+/// Some columns of all rows of a matrix.
+#[derive(Debug)]
+pub struct Columns<'a, T = f32> {
+    start: NonNull<T>,
+    stride: usize,
+    num_rows: usize,
+    width: usize,
+    of: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> Columns<'a, T> {
+    /// The same without the first rows.
+    pub fn skip_rows(self, row: usize) -> Columns<'a, T> {
+        assert!(row <= self.num_rows, "row {row} of {}", self.num_rows);
+        // SAFETY: in bounds, or behind the last row, of which nothing is then used.
+        let start = unsafe { self.start.add(row * self.stride) };
+        Columns { start, num_rows: self.num_rows - row, ..self }
+    }
+
+    /// Of one row.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.num_rows, "row {row} of {}", self.num_rows);
+        // SAFETY: in bounds, and this borrow is the only one.
+        unsafe { slice::from_raw_parts_mut(self.start.add(row * self.stride).as_ptr(), self.width) }
+    }
+}
