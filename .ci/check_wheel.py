@@ -114,7 +114,9 @@ def metadata_problems(metadata: Message) -> Iterator[str]:
 def package_files() -> set[str]:
     """What the source tree has under python/, by its path in the wheel."""
     source = ROOT / "python"
-    files = (path for path in source.rglob("*") if path.suffix in {".py", ".pyi", ".typed"})
+    files = (
+        path for path in source.rglob("*") if path.suffix in {".html", ".py", ".pyi", ".typed"}
+    )
     return {path.relative_to(source).as_posix() for path in files} | {"gptrs/py.typed"}
 
 

@@ -520,7 +520,7 @@ def test_a_damaged_foreign_or_missing_classifier_is_refused_by_name(tmp_path, fi
         (["a", ""], [0, 1], "text 1 is empty"),
         (["a", None], [0, 1], r"text 1 is None \(NoneType\)"),
         (["a", 3], [0, 1], r"text 1 is 3 \(int\)"),
-        (["a", "b"], [0], "2 texts and 1 labels|two classes"),
+        (["a", "b"], [0], "there are 2 texts and 1 labels"),
         (["a", "b", "c"], [0, 1], "there are 3 texts and 2 labels"),
         (["a", "b"], ["x", "x"], "two classes at least, found one class only, x"),
         ([], [], "two classes at least, found none"),

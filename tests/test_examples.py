@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import gptrs
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name):
+def run(name, *arguments):
     """What examples/`name` prints."""
-    command = [sys.executable, str(EXAMPLES / name)]
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -94,3 +97,29 @@ def test_without_positions_one_block_is_shown_not_to_tell_the_cat_from_the_mat(p
         for difference, verdict in columns:
             assert difference > 1e-4, kind
             assert verdict == "different"
+
+
+def test_widths_are_measured_and_a_wider_model_is_shown_to_learn_more():
+    printed = run("width.py", "--widths", "4", "64", "--steps", "30")
+    rows = [line.replace(",", "").split() for line in printed.splitlines()[-2:]]
+    assert [row[0] for row in rows] == ["4", "64"]
+    # The book's block has 12 emb_dim^2 + 10 emb_dim parameters, 7,085,568 at 768.
+    assert [int(row[2]) for row in rows] == [4 * (12 * dim**2 + 10 * dim) for dim in (4, 64)]
+    (narrow, narrow_bits), (wide, wide_bits) = (map(float, row[3:]) for row in rows)
+    assert wide < narrow < 8
+    assert wide_bits < narrow_bits < 5
+
+
+def test_a_trained_retriever_is_shown_to_find_what_a_models_own_vectors_do_not(tmp_path):
+    torch.manual_seed(0)
+    model = gptrs.GPTModel(
+        gptrs.GPTConfig(emb_dim=16, n_heads=2, n_layers=1, context_length=128, init="gpt2")
+    )
+    gptrs.save_checkpoint(model, tmp_path / "model", tokenizer=gptrs.get_tokenizer("gpt2"))
+    settings = ("--passages", "200", "--questions", "40", "--steps", "3")
+    printed = run("which_layer.py", str(tmp_path / "model"), *settings)
+    assert printed.startswith("200 passages, 40 questions\n")
+    row = re.compile(r"^([a-z_ ]+?) +(-?\d)? +(\S+)% +(\S+)%$", re.MULTILINE)
+    rows = {(name, layer): float(first) for name, layer, first, _ in row.findall(printed)}
+    assert len(rows) == 8
+    assert rows["that retriever", ""] > rows["last", "-1"]

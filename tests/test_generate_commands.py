@@ -258,3 +258,13 @@ def test_a_bad_line_is_found_before_anything_is_written(run, tmp_path, line, mes
     assert (code, out) == (cli.EXIT_USAGE, "")
     assert message in err
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_rust_and_pytorch_write_the_same_and_int8_is_rusts(run):
+    asked = ("--prompt", "Hello", "--temperature", 0, "--max-new-tokens", 5, "--device", "cpu")
+    texts = {run(*asked, "--engine", engine)[1] for engine in ("auto", "native", "torch")}
+    assert len(texts) == 1
+    assert run(*asked, "--dtype", "int8")[0] == 0
+    code, _, err = run(*asked, "--dtype", "int8", "--engine", "torch")
+    assert code == 2
+    assert 'dtype="int8": the native engine cannot run this (engine="torch" was asked for)' in err

@@ -45,7 +45,8 @@ def make_model(seed, pos, **changes):
 
 
 def make_generator(model, **options):
-    return Generator(model, Letters(), **options)
+    """Of PyTorch: what Rust computes has its own tests."""
+    return Generator(model, Letters(), engine="torch", **options)
 
 
 def make_prompts(seed, count=4, longest=9):

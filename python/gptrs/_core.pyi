@@ -307,6 +307,33 @@ class StopStrings:
     def __new__(cls, stops: Sequence[str], tokens: TokenBytes) -> StopStrings: ...
 
 @final
+class NativeModel:
+    def __new__(
+        cls,
+        weights: Any,
+        *,
+        slots: int,
+        context_length: int,
+        threads: int,
+        int8: bool = False,
+        kernels: str | None = None,
+    ) -> NativeModel: ...
+    @staticmethod
+    def available_kernels() -> list[str]: ...
+    @property
+    def kernels(self) -> str: ...
+    def extend(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        wanted: Sequence[int],
+    ) -> NDArray[np.float32]: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    def set_weights(self, weights: Any) -> None: ...
+
+@final
 class Generation:
     def __new__(
         cls, engine: Any, *, prefill_tokens: int = 2048, queue: int | None = None

@@ -154,10 +154,10 @@ class Classifier(Estimator):
         """
         started = time.perf_counter()
         settings = self._settings()
-        texts = as_texts(texts)
-        classes = classes_of(labels := as_labels(labels), self.num_classes)
+        texts, labels = as_texts(texts), as_labels(labels)
         if len(texts) != len(labels):
             raise DataError(f"there are {len(texts)} texts and {len(labels)} labels")
+        classes = classes_of(labels, self.num_classes)
         device = choose_device(self.device)
         precision = choose_precision(self.dtype, device)
         model = read_model(self.model)

@@ -1,13 +1,9 @@
-"""Labels as numbers, who is held out, and what a classifier confuses: a table and its picture.
-
-The picture needs matplotlib, the extra `plots`.
-"""
+"""Labels as numbers, who is held out, and what a classifier confuses: a table. `plots` draws it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gptrs.errors import ConfigError, DataError, MissingExtraError
+from gptrs.errors import ConfigError, DataError
+from gptrs.plots import confusion_figure as confusion_figure
+from gptrs.plots import save_confusion_figure as save_confusion_figure
 
 Numbers = npt.NDArray[np.int64]
-_DARK_FROM = 0.5
 
 
 def classes_of(labels: Iterable[Any], num_classes: int | None) -> npt.NDArray[Any]:
@@ -137,45 +134,6 @@ def confusion_table(matrix: Numbers, classes: Iterable[Any]) -> str:
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
     return "\n".join(["each line a class, each column what it was taken for", *lines])
-
-
-def confusion_figure(matrix: Numbers, classes: Iterable[Any], title: str = "") -> Any:
-    """The matrix as a matplotlib figure: a cell's colour is its share of the row, of the class.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed; the message has the pip line.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            'pictures need matplotlib: pip install "gptrs[plots]"', name="matplotlib"
-        ) from error
-    names = [str(name) for name in classes]
-    side = 2.2 + 0.55 * len(names)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.add_subplot()
-    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if shares[row, column] > _DARK_FROM else "black"
-        axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 6 else 0)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("the text is")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, label="share of the class", format="{x:.0%}", shrink=0.8)
-    bar.outline.set_visible(False)
-    return figure
-
-
-def save_confusion_figure(path: str | Path, matrix: Numbers, classes: Iterable[Any]) -> None:
-    """Saves `confusion_figure`; the file type follows from the name."""
-    right, total = int(np.trace(matrix)), int(matrix.sum())
-    title = f"{right:,} of {total:,} held-out texts are right"
-    confusion_figure(matrix, classes, title).savefig(path, dpi=150)
 
 
 def _shown(names: Iterable[Any], most: int = 10) -> str:

@@ -1,7 +1,7 @@
 """The command `gptrs`: reads arguments and files, calls the library, prints.
 
     gptrs demo | train DATA... | generate --model DIR --prompt TEXT
-    gptrs params PRESET|PATH | explain TEXT --model PRESET|PATH
+    gptrs params PRESET|PATH | explain TEXT --model PRESET|PATH | plot KIND ... --out PICTURE
     gptrs train-tokenizer DATA... | tokenize FILES...
     gptrs build INPUT... --out DIR | merge PART... --out DIR
     gptrs inspect STORE | verify STORE | convert STORE OUT --to FORMAT
@@ -40,6 +40,7 @@ from gptrs.errors import (
 from gptrs.finetune_commands import classify, finetune_classifier
 from gptrs.generate_commands import generate
 from gptrs.model_commands import explain, params
+from gptrs.plot_commands import plot
 from gptrs.store_commands import convert, inspect, verify
 from gptrs.token_commands import tokenize, tokenizer_option, train_tokenizer
 from gptrs.training_config import SMALL_GPT, TrainingConfig
@@ -248,3 +249,4 @@ gptrs.add_command(embed)
 gptrs.add_command(search)
 gptrs.add_command(finetune_classifier)
 gptrs.add_command(classify)
+gptrs.add_command(plot)

@@ -32,7 +32,7 @@ from gptrs.positions import AlibiBias, SinusoidalEmbedding, T5Bias
 
 # D emb_dim, V vocab_size.
 
-_Expected = tuple[nn.Module | None, type]
+_Expected = tuple[nn.Module | None, type | None]
 
 _NOTHING = type(None)
 _FUSED_KINDS: dict[str, tuple[type, type]] = {
@@ -112,7 +112,7 @@ class DecodeWeights:
             self.layers = [self._layer(block, dtype) for block in blocks]
             self.norm = self._norm(model.final_norm, dtype)
             self.head = self._linear(dtype, model.out_head) if _is_stock_head(model) else None
-        self._watch = _Watch(model)
+        self._watch = Watch(model)
         self._addresses = list(map(Tensor.data_ptr, self._copied))
         # Inference tensors do not count how often they were written.
         self._counted = [tensor for tensor in self._copied if not tensor.is_inference()]
@@ -188,8 +188,13 @@ _KNOWN: WeakKeyDictionary[GPTModel, dict[torch.dtype, DecodeWeights]] = WeakKeyD
 
 def has_stock_layers(model: GPTModel) -> bool:
     """Whether every layer before the output layer is just what the fused pass computes."""
+    return why_not_stock(model) is None
+
+
+def why_not_stock(model: GPTModel) -> str | None:
+    """Why reading the weights would not be calling every layer before the output layer, or None."""
     if model.cfg.pos not in _FUSED_KINDS:
-        return False
+        return f"positions are {model.cfg.pos}"
     blocks: list[Any] = list(model.trf_blocks)
     embedding, bias = _FUSED_KINDS[model.cfg.pos]
     outer: list[_Expected] = [
@@ -201,18 +206,30 @@ def has_stock_layers(model: GPTModel) -> bool:
         (model.trf_blocks, nn.Sequential),
         (model.final_norm, LayerNorm),
     ]
-    expected = chain(outer, *map(_expected_in, blocks))
-    return (
-        all(
-            kind is _NOTHING if module is None else is_stock(module, kind)
-            for module, kind in expected
-        )
-        and all(block.att.num_heads == model.cfg.n_heads for block in blocks)
-        and model.tok_emb.max_norm is None
-        and getattr(model.pos_emb, "max_norm", None) is None
-        and not any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in model.modules())
-        and len({(p.dtype, p.device) for p in model.parameters()}) == 1
-    )
+    for module, kind in chain(outer, *map(_expected_in, blocks)):
+        if not (kind is _NOTHING if module is None else kind and is_stock(module, kind)):
+            return _difference(model, module, kind)
+    if any(block.att.num_heads != model.cfg.n_heads for block in blocks):
+        return "a block has another number of heads than the config"
+    if not (model.tok_emb.max_norm is None and getattr(model.pos_emb, "max_norm", None) is None):
+        return "an embedding has a max_norm"
+    if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in model.modules()):
+        return "dropout is on"
+    kinds = {f"{p.dtype} on {p.device}".removeprefix("torch.") for p in model.parameters()}
+    return None if len(kinds) == 1 else f"its weights are {' and '.join(sorted(kinds))}"
+
+
+def _difference(model: GPTModel, module: nn.Module | None, kind: type | None) -> str:
+    """What is not stock about a module that should be a `kind`, and where it is."""
+    expected = "nothing" if kind in (None, _NOTHING) else kind.__name__
+    if module is None:
+        return f"a {expected} is missing"
+    where = next(name for name, each in model.named_modules() if each is module) or "the model"
+    if type(module) is not kind:
+        return f"{type(module).__name__} stands in the place of {expected} at {where}"
+    if "forward" in vars(module):
+        return f"{where} has a forward of its own"
+    return f"a hook waits on {where}"
 
 
 def _expected_in(block: Any) -> Iterator[_Expected]:
@@ -226,15 +243,15 @@ def _expected_in(block: Any) -> Iterator[_Expected]:
     yield from ((linear, nn.Linear) for linear in (att.W_query, att.W_key, att.W_value))
     yield from ((att.out_proj, nn.Linear), (att.dropout, nn.Dropout), (layers, nn.Sequential))
     classes = (nn.Linear, GELU, nn.Linear)
-    # In a Sequential of another length, one is missing or one too many: no class fits it.
-    yield from zip_longest(layers, classes, fillvalue=nn.Identity())
+    # In a Sequential of another length one is missing, or one too many.
+    yield from zip_longest(layers, classes)
 
 
 def _is_stock_head(model: GPTModel) -> bool:
     return is_stock(model.out_head, nn.Linear)
 
 
-class _Watch:
+class Watch:
     """Sees whether a module was replaced, hooked, given another parameter or a dropout turned on.
 
     Asked at every step, so it looks at dictionaries prepared once: nn.Module's own look-ups would

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from gptrs.errors import CheckpointError
+from gptrs.requests import EngineName
 from gptrs.training_config import DeviceName
 
 if TYPE_CHECKING:
@@ -97,8 +98,12 @@ _sampling_options = _options(
 @_sampling_options
 @click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto",
               show_default=True, help="Where to compute.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(("auto", "float32", "bfloat16")),
-              help="What to compute in; the checkpoint's own type without it.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(("auto", "float32", "bfloat16", "int8")),
+              help="What to compute in; the checkpoint's own type without it. int8: a byte a "
+                   "weight, in Rust.")  # fmt: skip
+@click.option("--engine", type=click.Choice(get_args(EngineName)), default="auto",
+              show_default=True,
+              help="Rust or PyTorch computes; auto takes Rust on a CPU if it can.")  # fmt: skip
 def generate(
     model: Path,
     prompt: str | None,
@@ -108,6 +113,7 @@ def generate(
     logprobs: int | None,
     device: str,
     dtype: str | None,
+    engine: EngineName,
     **options: Any,
 ) -> None:
     """Continue a prompt, printing the text as it is written.
@@ -130,7 +136,7 @@ def generate(
     if file is None and prompt is None:
         prompt = _standard_input()
 
-    generator = _load(model, device, dtype)
+    generator = _load(model, device, dtype, engine)
     if banned:
         settings["bad_words_ids"] = _bad_words(banned, generator.tokenizer)
     if file is not None:
@@ -180,7 +186,7 @@ def _standard_input() -> str:
     return text
 
 
-def _load(model: Path, device: str, dtype: str | None) -> Generator:
+def _load(model: Path, device: str, dtype: str | None, engine: EngineName) -> Generator:
     from gptrs.devices import choose_device
     from gptrs.generator import Generator
     from gptrs.pretrained import with_tokenizer
@@ -190,7 +196,7 @@ def _load(model: Path, device: str, dtype: str | None) -> Generator:
         gpt, tokenizer = with_tokenizer(model, target)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-    return Generator(gpt, tokenizer, dtype=dtype)
+    return Generator(gpt, tokenizer, dtype=dtype, engine=engine)
 
 
 def _print_texts(generator: Generator, prompt: str, settings: dict[str, Any]) -> None:

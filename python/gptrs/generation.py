@@ -1,6 +1,6 @@
 """The book's `generate` functions, by one call into the Rust sampling loop.
 
-ids [B, T] ─► Rust loop ◄─► engine (PyTorch) ; new ids ─► ids [B, T + n]
+ids [B, T] ─► Rust loop ◄─► engine (Rust or PyTorch) ; new ids ─► ids [B, T + n]
 """
 
 from __future__ import annotations

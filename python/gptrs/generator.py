@@ -1,6 +1,6 @@
 """`Generator`: completions of prompts of any length: at once, as a stream, from many threads.
 
-    prompts ─► requests ─► Rust sampling loop ◄─► engine (PyTorch) ; ids ─► text
+    prompts ─► requests ─► Rust sampling loop ◄─► engine (Rust or PyTorch) ; ids ─► text
 
 A call is one call into Rust for all new tokens; a stream is the same loop, a step a call.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import torch
 from tqdm.auto import tqdm
 
 from gptrs.completions import Completion, CompletionBuilder, to_completion
+from gptrs.engines import check_engine
 from gptrs.errors import ConfigError
 from gptrs.model_facts import context_length_of, vocab_size_of
 from gptrs.pretrained import from_pretrained, tokenizer_beside
@@ -24,6 +25,7 @@ from gptrs.requests import (
     CALL_OPTION_NAMES,
     OPTION_NAMES,
     CallOptions,
+    EngineName,
     Options,
     Request,
     RequestMaker,
@@ -31,6 +33,7 @@ from gptrs.requests import (
     count,
 )
 from gptrs.runs import ActiveRuns, Backend, Run
+from gptrs.scoring import Score, score
 from gptrs.search import best_of, search_beams
 from gptrs.serving import Handle, Worker
 from gptrs.sessions import Session
@@ -40,7 +43,7 @@ from gptrs.tokenizer import get_tokenizer
 if TYPE_CHECKING:
     from gptrs.prompts import Prompt
 
-__all__ = ["Completion", "Generator"]
+__all__ = ["Completion", "Generator", "Score"]
 
 MAX_BATCH = 64
 StreamT = TypeVar("StreamT", Stream[Any], AsyncStream[Any])
@@ -62,9 +65,12 @@ class Generator:
         tokenizer: ours, a `tiktoken.Encoding`, one of transformers', or any object with encode and
             decode. None: the one in the model's folder, else GPT-2's. The model may know more ids
             than the tokenizer (a vocabulary that was padded): those are never drawn.
-        engine: "auto" or "torch": what computes the logits.
+        engine: what computes the logits. "native": Rust, on the weights of a GPTModel on the CPU,
+            with as many threads as PyTorch has (`torch.set_num_threads`). "torch": PyTorch. "auto":
+            Rust where it computes what the model does, else PyTorch; `Completion.engine` says what
+            it was, and why. A sequence's logits then do not depend on its neighbours, bit by bit.
         dtype: what it computes in: a torch dtype, its name, "auto" for what the device likes best;
-            None: the model's own.
+            None: the model's own. "int8": Rust, with weights of a byte each.
         context_length: most tokens the model sees. None: as many as it was built for, or all where
             it has a memory (`memory_length`). A GPTModel whose positions have no end may be asked
             for more than it was built for, any other model for less. Needed for a callable.
@@ -84,15 +90,14 @@ class Generator:
         model: Any,
         tokenizer: Any = None,
         *,
-        engine: Literal["auto", "torch"] = "auto",
+        engine: EngineName = "auto",
         dtype: torch.dtype | str | None = None,
         context_length: int | None = None,
         max_batch: int | None = None,
         compile: bool = False,  # noqa: A002  # torch's name
         max_queue: int = 1024,
     ) -> None:
-        if engine not in ("auto", "torch"):
-            raise ConfigError(f'engine is "auto" or "torch", found {engine!r}')
+        check_engine(engine)
         if isinstance(model, str | Path):
             tokenizer = tokenizer_beside(Path(model)) if tokenizer is None else tokenizer
             model = from_pretrained(model)
@@ -107,6 +112,7 @@ class Generator:
         self._backend = Backend(
             model,
             self.context_length,
+            engine,
             dtype,
             compile,
             max_batch=MAX_BATCH if max_batch is None else count("max_batch", max_batch, 1),
@@ -251,6 +257,24 @@ class Generator:
     def session(self, **options: Unpack[Options]) -> Session:
         """A conversation that keeps its cache between turns. Options hold for every turn."""
         return Session(self._backend, self._maker, self._active, options)
+
+    def score(self, texts: Prompt | Sequence[Prompt], *, stride: int | None = None) -> list[Score]:
+        """How likely the model finds one text or many: log-likelihood, perplexity, bits per byte.
+
+        What comes first in a text is given, and all that follows counts: so a text of one token
+        has nothing to score, and with "<|endoftext|>" in front all of a text counts.
+
+        Args:
+            texts: a text, a sequence of ids, or a list of these; lengths may differ.
+            stride: a text longer than the context is read in windows that begin so many tokens
+                apart. A token counts in the first that has it, behind context_length - stride
+                others at least. None: half of the context.
+        Raises:
+            ConfigError: stride is not in 1..context_length.
+            GenerationError: a text has no tokens.
+            TokenIdError: a text has an id outside the vocabulary.
+        """
+        return score(self._backend, self._maker.reader, texts, stride=stride)
 
     def cancel(self) -> None:
         """Ends whatever runs, at its next step, with what it has; from any thread.

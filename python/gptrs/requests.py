@@ -18,6 +18,8 @@ from gptrs.errors import ConfigError
 from gptrs.prompts import PromptReader
 from gptrs.sampling_config import SamplingConfig, check_seed, fresh_seed
 
+EngineName = Literal["auto", "native", "torch"]
+"""What computes logits: Rust, PyTorch, or Rust on a CPU where it computes what the model does."""
 Overflow = Literal["slide", "rebase", "stop"]
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from gptrs.engines import Model, make_engine
 from gptrs.errors import GenerationError
 from gptrs.eval_mode import evaluating, grad_mode_kept
 from gptrs.model_facts import device_of
-from gptrs.requests import Request
+from gptrs.requests import EngineName, Request
 
 PREFILL_TOKENS = 2048
 # From here on, whole rows travel as fast.
@@ -75,25 +75,35 @@ class Backend:
 
     Attributes:
         context_length: most tokens the model sees.
+        engine_name, dtype, compile: see `make_engine`.
         max_batch: most sequences at once.
         is_fixed: somebody asked for `max_batch`: else fewer will do where memory is short.
     """
 
     model: Model
     context_length: int
+    engine_name: EngineName
     dtype: torch.dtype | str | None
     compile: bool
     max_batch: int
     is_fixed: bool
 
     def engine(
-        self, slots: int, context_size: int, *, candidates: int | None = None, least: int = 1
+        self,
+        slots: int,
+        context_size: int,
+        *,
+        candidates: int | None = None,
+        least: int = 1,
+        prefill_tokens: int = PREFILL_TOKENS,
     ) -> Any:
         """An engine; to be made inside `evaluating`, since with dropout there is no cache.
 
         Args:
             least: the fewest slots that will do.
+            prefill_tokens: most tokens of prompts in a call.
         Raises:
+            ConfigError: the engine asked for cannot run the model.
             GenerationError: there is no memory for the cache.
         """
         slots = max(least, slots)
@@ -103,7 +113,8 @@ class Backend:
                     self.model,
                     slots=slots,
                     context_size=max(1, min(context_size, self.context_length)),
-                    prefill_tokens=PREFILL_TOKENS,
+                    prefill_tokens=prefill_tokens,
+                    engine=self.engine_name,
                     dtype=self.dtype,
                     compile=self.compile,
                     candidates=candidates,

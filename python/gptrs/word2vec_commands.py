@@ -74,6 +74,6 @@ def word2vec(inputs: tuple[str, ...], out: Path, tokens: bool, spec: str, **sett
         f"{len(vectors):,} {units} x {vectors.vector_size} are in {out} "
         f"({learned / seconds:,.0f} {units} a second)\n\n"
         "Look at it:\n"
-        f'  python -c "from gptrs.word_vectors import WordVectors; '
+        f'  python -c "from gptrs import WordVectors; '
         f'print(WordVectors.load({str(out)!r}).most_similar({vectors.words[0]!r}))"'
     )

@@ -6,7 +6,7 @@ use gptrs_core::generate::beam::{self, BeamOutput, BeamSettings, EarlyStopping};
 use pyo3::prelude::*;
 
 use crate::errors::CoreError;
-use crate::generate::{PyModel, finish_reason, to_ids, to_py_err};
+use crate::generate::{AnyModel, finish_reason, to_ids, to_py_err};
 
 /// (tokens, score, finish reason)
 type PyBeam = (Vec<u32>, f32, &'static str);
@@ -42,7 +42,7 @@ pub fn beam_search(
     stop_ids: Vec<u32>,
     prefill_tokens: usize,
 ) -> PyResult<Vec<Vec<PyBeam>>> {
-    let mut model = PyModel::new(engine)?;
+    let mut model = AnyModel::new(engine)?;
     let vocab_size = model.limits().vocab_size;
     let prompts: Vec<_> = (prompts.into_iter().enumerate())
         .map(|(row, prompt)| to_ids(row, prompt, vocab_size))

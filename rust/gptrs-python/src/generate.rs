@@ -1,7 +1,9 @@
-//! `_core.Generation`: the sampling loop over a model that lives in Python.
+//! `_core.Generation`: the sampling loop over a model in Python, or a native one.
 
+mod any_model;
 mod model;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use gptrs_core::Error;
@@ -12,7 +14,7 @@ use gptrs_core::generate::{
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-pub use self::model::PyModel;
+pub use self::any_model::AnyModel;
 use crate::constraint::{PyGrammar, PyStopStrings};
 use crate::errors::{CoreError, GenerationError};
 use crate::sampling::PySamplingConfig;
@@ -23,7 +25,8 @@ use crate::sampling::PySamplingConfig;
 ///
 /// Args:
 ///     engine: vocab_size, context_length, slots; tokens and starts, int64 tensors that are written
-///         in place; step, extend and copy: see `gptrs.engines`.
+///         in place; step, extend and copy: see `gptrs.engines`. Or native, a NativeModel, which the
+///         loop takes, and refresh: see `gptrs.native_engine`.
 ///     prefill_tokens: the most tokens that one callback reads.
 ///     queue: the most requests that may wait; None: any number.
 /// Raises:
@@ -32,11 +35,13 @@ use crate::sampling::PySamplingConfig;
 pub struct PyGeneration {
     inbox: Arc<Inbox>,
     vocab_size: usize,
+    /// See `AnyModel::is_due`.
+    is_due: Option<Arc<AtomicBool>>,
     work: Mutex<Work>,
 }
 
 struct Work {
-    generation: Generation<PyModel>,
+    generation: Generation<AnyModel>,
     /// What the other sequences got in a step that raised; the next one hands it on.
     left: Vec<Event>,
 }
@@ -66,12 +71,12 @@ impl PyGeneration {
     ) -> PyResult<Self> {
         let options =
             Options { prefill_tokens, queue: queue.unwrap_or(usize::MAX), ..Options::default() };
-        let model = PyModel::new(engine)?;
-        let vocab_size = model.limits().vocab_size;
+        let model = AnyModel::new(engine)?;
+        let (vocab_size, is_due) = (model.limits().vocab_size, model.is_due());
         let generation = Generation::new(model, options).map_err(CoreError)?;
         let inbox = Arc::clone(generation.inbox());
         let work = Mutex::new(Work { generation, left: Vec::new() });
-        Ok(Self { inbox, vocab_size, work })
+        Ok(Self { inbox, vocab_size, is_due, work })
     }
 
     /// Lets a sequence wait for a slot; returns its number, counted from 0.
@@ -164,6 +169,9 @@ impl PyGeneration {
 impl PyGeneration {
     /// Never waits: whoever is inside may wait for the GIL, or be further up on this thread.
     fn lock(&self) -> PyResult<MutexGuard<'_, Work>> {
+        if let Some(is_due) = &self.is_due {
+            is_due.store(true, Ordering::Relaxed);
+        }
         match self.work.try_lock() {
             Ok(work) => Ok(work),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),

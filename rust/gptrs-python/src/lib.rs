@@ -9,6 +9,7 @@ mod constraint;
 mod errors;
 mod generate;
 mod merge;
+mod native;
 mod sampling;
 mod signals;
 mod store;
@@ -35,6 +36,8 @@ mod _core {
     use super::generate::PyGeneration;
     #[pymodule_export]
     use super::merge::merge_stores;
+    #[pymodule_export]
+    use super::native::PyNativeModel;
     #[pymodule_export]
     use super::sampling::{PySampler, PySamplingConfig};
     #[pymodule_export]

@@ -15,7 +15,9 @@ mod dlpack;
 mod layout;
 
 use std::slice;
+use std::sync::Arc;
 
+use gptrs_core::native::{FloatType, Numbers};
 use gptrs_core::sampling::Row;
 use half::{bf16, f16};
 use pyo3::intern;
@@ -54,6 +56,26 @@ impl TensorView {
 
     pub fn dtype(&self) -> DType {
         self.0.dtype
+    }
+
+    /// The numbers of a float32 or bfloat16 tensor, which keep its object.
+    ///
+    /// # Errors
+    /// `GenerationError`: it is of another type.
+    pub fn into_numbers(self) -> PyResult<Numbers> {
+        let dtype = match self.dtype() {
+            DType::F32 => FloatType::F32,
+            DType::Bf16 => FloatType::Bf16,
+            found => {
+                let message = format!("weights are float32 or bfloat16, found {found:?}");
+                return Err(GenerationError::new_err(message));
+            }
+        };
+        let (data, len) = (self.0.data.as_ptr(), self.shape().iter().product());
+        // SAFETY: `of` found so many elements of this type, one after the other and aligned; the
+        // layout keeps the object that has their memory, and whoever hands over weights has seen to
+        // it that the object never moves them.
+        Ok(unsafe { Numbers::new(data, dtype, len, Arc::new(self.0)) })
     }
 
     pub fn as_f32(&self) -> Option<&[f32]> {

@@ -268,7 +268,7 @@ fn score<S: Simd, W: Stored, const R: usize, const C: usize>(
             let key = key + r.min(height - 1);
             *row = &keys[key * width..(key + 1) * width];
         }
-        let sums = tile::<S, W, R, C>(simd, rows, queries);
+        let sums = tile::<S, W, R, C>(simd, rows, queries, R * width);
         for (c, sums) in sums.iter().enumerate() {
             scores[c * stride + key..][..height].copy_from_slice(&sums[..height]);
         }

@@ -211,7 +211,8 @@ impl MatMulI8<'_> {
                 let scale = simd.splat(scales[c][k]);
                 for r in 0..R {
                     if C == 1 {
-                        simd.prefetch(rows[r].as_ptr().wrapping_add(k + PREFETCHED));
+                        // The next rows.
+                        simd.prefetch(rows[r].as_ptr().wrapping_add(R * count + k));
                     }
                     let products = simd.dot_i8(&rows[r][k], &inputs[c][k], &starts[c][k]);
                     sums[c][r] = simd.mul_add(products, scale, sums[c][r]);
@@ -225,6 +226,3 @@ impl MatMulI8<'_> {
         out
     }
 }
-
-/// How many groups ahead a row is asked for.
-const PREFETCHED: usize = 16;

@@ -134,6 +134,8 @@ impl Inputs<'_> {
                 let group = Group { inputs: *self, input, span: span.clone() };
                 // What is left over is computed twice rather than compiled for every number.
                 input += match self.count - input {
+                    // So many streams at once keep the memory busy.
+                    1 if size_of::<W>() == 4 => group.meet::<S, W, 4, 1>(simd, rows, place, out),
                     1 => group.meet::<S, W, MOST_HEIGHT, 1>(simd, rows, place, out),
                     2 => group.meet::<S, W, 4, 2>(simd, rows, place, out),
                     3 | 4 | 7 | 8 => group.meet::<S, W, 4, 4>(simd, rows, place, out),
@@ -145,7 +147,7 @@ impl Inputs<'_> {
     }
 }
 
-/// Rows of a tile with a single input: so many streams at once keep the memory busy.
+/// The most rows of a tile.
 const MOST_HEIGHT: usize = 8;
 
 /// Inputs that share a tile, over a span of columns.
@@ -168,6 +170,8 @@ impl Group<'_> {
         let (columns, span) = (self.inputs.columns, &self.span);
         let num_rows = rows.len() / columns;
         let num_inputs = C.min(self.inputs.count - self.input);
+        // To where the next tile of these rows begins, or that of the next rows.
+        let ahead = if span.end < columns { span.len() } else { R * columns - span.start };
         let mut inputs = [&self.inputs.all[..0]; C];
         for (c, part) in inputs.iter_mut().enumerate() {
             let start = (self.input + c.min(num_inputs - 1)) * columns;
@@ -180,7 +184,7 @@ impl Group<'_> {
                 let start = (row + r.min(height - 1)) * columns;
                 *part = &rows[start + span.start..start + span.end];
             }
-            let sums = tile::<S, W, R, C>(simd, tiled, inputs);
+            let sums = tile::<S, W, R, C>(simd, tiled, inputs, ahead);
             for (c, sums) in sums.iter().enumerate().take(num_inputs) {
                 let out = &mut out.row(self.input + c)[place + row..place + row + height];
                 for (out, sum) in out.iter_mut().zip(sums) {
@@ -192,12 +196,13 @@ impl Group<'_> {
     }
 }
 
-/// R x C sums of equally long rows and inputs.
+/// R x C sums of equally long rows and inputs; the memory is asked for what lies `ahead` of the rows.
 #[inline(always)]
 pub fn tile<S: Simd, W: Stored, const R: usize, const C: usize>(
     simd: S,
     rows: [&[W]; R],
     inputs: [&[f32]; C],
+    ahead: usize,
 ) -> [[f32; R]; C] {
     let len = inputs[0].len();
     let count = len / LANES;
@@ -214,7 +219,7 @@ pub fn tile<S: Simd, W: Stored, const R: usize, const C: usize>(
         let mut stored = [simd.splat(0.0); R];
         for r in 0..R {
             if C == 1 {
-                simd.prefetch(row_chunks[r].as_ptr().wrapping_add(k + PREFETCHED));
+                simd.prefetch(rows[r].as_ptr().wrapping_add(ahead + k * LANES));
             }
             stored[r] = W::load(simd, &row_chunks[r][k]);
         }
@@ -255,9 +260,6 @@ fn add_tails<S: Simd, W: Stored, const R: usize, const C: usize>(
         }
     }
 }
-
-/// How many chunks ahead a row is asked for.
-const PREFETCHED: usize = 16;
 
 #[inline(always)]
 pub fn sum_all<S: Simd, const R: usize>(simd: S, sums: &[S::F; R], out: &mut [f32; R]) {

@@ -1,0 +1,307 @@
+//! `_core.NativeModel`: the native engine over a PyTorch model's own weights.
+//!
+//! ```text
+//! Weights (Python) ─► TensorView ─► Numbers ─► gptrs_core's NativeModel ─┬─► NativeRun, in the loop
+//!                     nothing copied                                     └─► extend, from Python
+//! ```
+
+mod run;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use gptrs_core::Error;
+use gptrs_core::generate::{Extend, Limits, Logits, NextLogits};
+use gptrs_core::native::{
+    Block, Kernels, Linear, Matrix, NativeModel, Norm, Numbers, Options, Positions, Precision,
+    Weights,
+};
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+
+pub use self::run::NativeRun;
+use crate::errors::{ConfigError, CoreError, GenerationError};
+use crate::tensor::TensorView;
+
+/// A model that decodes without Python. Its weights are read where they lie, or packed to int8.
+///
+/// One loop may take it (`Generation`, `beam_search`); until then it can be asked by hand.
+///
+/// Args:
+///     weights: a `gptrs.native_engine.Weights`: nobody may resize or free its tensors' memory.
+///     slots: sequences at once.
+///     context_length: most tokens a slot holds.
+///     threads: how many compute, the caller's among them.
+///     int8: pack the matrices: a byte a weight.
+///     kernels: one of `NativeModel.available_kernels()`; None: the first of them.
+/// Raises:
+///     ConfigError: shapes that do not fit each other, an unknown name, no threads.
+#[pyclass(name = "NativeModel", module = "gptrs._core", frozen)]
+pub struct PyNativeModel {
+    /// None once a loop has taken it.
+    model: Mutex<Option<NativeModel>>,
+    limits: Limits,
+    kernels: &'static str,
+}
+
+#[pymethods]
+impl PyNativeModel {
+    #[new]
+    #[pyo3(signature = (
+        weights, *, slots, context_length, threads, int8=false, kernels=None
+    ))]
+    fn new(
+        py: Python<'_>,
+        weights: PyWeights<'_>,
+        slots: usize,
+        context_length: usize,
+        threads: usize,
+        int8: bool,
+        kernels: Option<&str>,
+    ) -> PyResult<Self> {
+        let weights = weights.read()?;
+        let kernels = find_kernels(kernels)?;
+        let precision = if int8 { Precision::Int8 } else { Precision::AsStored };
+        let options = Options { slots, context_length, threads, precision, kernels };
+        // Packing reads every weight.
+        let model = py.detach(|| NativeModel::new(weights, options)).map_err(to_py_err)?;
+        let limits = model.limits();
+        Ok(Self { model: Mutex::new(Some(model)), limits, kernels: kernels.name() })
+    }
+
+    /// The names of the kernels that this processor can run, the fastest first.
+    #[staticmethod]
+    fn available_kernels() -> Vec<&'static str> {
+        Kernels::available().into_iter().map(Kernels::name).collect()
+    }
+
+    /// The name of the kernels that compute.
+    #[getter]
+    fn kernels(&self) -> &'static str {
+        self.kernels
+    }
+
+    /// Appends tokens to slots, which forget all but `starts` of theirs before.
+    ///
+    /// Args:
+    ///     tokens: ids, slot after slot.
+    ///     slots: ascending.
+    ///     starts, counts, wanted: for each slot, how many tokens it keeps, how many it gets, and of
+    ///         how many of its last positions logits are wanted.
+    /// Returns:
+    ///     float32 [sum of wanted, vocab_size].
+    /// Raises:
+    ///     GenerationError: a loop has taken the model.
+    fn extend<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: Vec<u32>,
+        slots: Vec<usize>,
+        starts: Vec<usize>,
+        counts: Vec<usize>,
+        wanted: Vec<usize>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let num_tokens: usize = counts.iter().sum();
+        let lens = [starts.len(), counts.len(), wanted.len()];
+        if lens != [slots.len(); 3] || tokens.len() != num_tokens {
+            let message = format!(
+                "{} slots need as many starts, counts and wanted, and their tokens; found {lens:?} \
+                 and {} of {num_tokens} tokens",
+                slots.len(),
+                tokens.len()
+            );
+            return Err(GenerationError::new_err(message));
+        }
+        self.check_slots(&slots, &starts)?;
+        let mut rest = &*tokens;
+        let mut work = Vec::with_capacity(slots.len());
+        for ((&slot, &count), &wanted) in slots.iter().zip(&counts).zip(&wanted) {
+            let (tokens, behind) = rest.split_at(count);
+            work.push(Extend { slot, tokens, wanted });
+            rest = behind;
+        }
+        let rows = py.detach(|| {
+            let mut model = self.lock();
+            let model = model.as_mut().ok_or_else(taken)?;
+            for (&slot, &start) in slots.iter().zip(&starts) {
+                model.truncate(slot, start).map_err(to_py_err)?;
+            }
+            model.extend(&work).map_err(to_py_err)?;
+            match model.logits() {
+                Logits::F32(rows, _) => PyResult::Ok(rows.to_vec()),
+                _ => Ok(Vec::new()),
+            }
+        })?;
+        PyArray1::from_vec(py, rows).reshape([wanted.iter().sum(), self.limits.vocab_size])
+    }
+
+    /// The first `length` tokens of one slot become another's.
+    fn copy(&self, source: usize, target: usize, length: usize) -> PyResult<()> {
+        self.check_slots(&[source, target], &[length])?;
+        let copied = self.lock().as_mut().ok_or_else(taken)?.copy(source, target, length);
+        copied.map_err(to_py_err)
+    }
+
+    /// Goes on with other weights of the same shapes; the slots keep what they hold.
+    fn set_weights(&self, py: Python<'_>, weights: PyWeights<'_>) -> PyResult<()> {
+        let weights = weights.read()?;
+        let set =
+            || self.lock().as_mut().ok_or_else(taken)?.set_weights(weights).map_err(to_py_err);
+        py.detach(set)
+    }
+}
+
+impl PyNativeModel {
+    fn lock(&self) -> MutexGuard<'_, Option<NativeModel>> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop asks for nothing else; a caller may.
+    fn check_slots(&self, slots: &[usize], lengths: &[usize]) -> PyResult<()> {
+        let Limits { slots: num_slots, context_length, .. } = self.limits;
+        if slots.iter().all(|&slot| slot < num_slots)
+            && lengths.iter().all(|&length| length <= context_length)
+        {
+            return Ok(());
+        }
+        Err(GenerationError::new_err(format!(
+            "there are {num_slots} slots of {context_length} tokens, found slots {slots:?} with \
+             {lengths:?}"
+        )))
+    }
+
+    /// The model itself, for a loop; only once.
+    fn take(&self) -> PyResult<NativeModel> {
+        self.lock().take().ok_or_else(taken)
+    }
+}
+
+fn to_py_err(error: Error) -> PyErr {
+    CoreError(error).into()
+}
+
+fn taken() -> PyErr {
+    GenerationError::new_err("a loop has taken this native engine: make another one")
+}
+
+fn find_kernels(name: Option<&str>) -> PyResult<Kernels> {
+    let available = Kernels::available();
+    let found = match name {
+        None => available.first(),
+        Some(name) => available.iter().find(|kernels| kernels.name() == name),
+    };
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = available.iter().map(|kernels| kernels.name()).collect();
+        ConfigError::new_err(format!("this processor runs the kernels {names:?}, found {name:?}"))
+    })
+}
+
+/// `gptrs.native_engine.Weights`.
+#[derive(FromPyObject)]
+pub struct PyWeights<'py> {
+    tokens: Bound<'py, PyAny>,
+    positions: String,
+    table: Option<Bound<'py, PyAny>>,
+    slopes: Vec<f32>,
+    num_heads: usize,
+    blocks: Vec<PyBlock<'py>>,
+    norm: PyNorm<'py>,
+    head: PyLinear<'py>,
+}
+
+/// `gptrs.native_engine.Block`.
+#[derive(FromPyObject)]
+struct PyBlock<'py> {
+    norm1: PyNorm<'py>,
+    query: PyLinear<'py>,
+    key: PyLinear<'py>,
+    value: PyLinear<'py>,
+    scale: f32,
+    out: PyLinear<'py>,
+    norm2: PyNorm<'py>,
+    up: PyLinear<'py>,
+    down: PyLinear<'py>,
+}
+
+/// `gptrs.decode_weights.Linear`.
+#[derive(FromPyObject)]
+struct PyLinear<'py> {
+    weight: Bound<'py, PyAny>,
+    bias: Option<Bound<'py, PyAny>>,
+}
+
+/// `gptrs.decode_weights.Norm`.
+#[derive(FromPyObject)]
+struct PyNorm<'py> {
+    scale: Bound<'py, PyAny>,
+    shift: Bound<'py, PyAny>,
+    eps: f32,
+}
+
+impl PyWeights<'_> {
+    fn read(&self) -> PyResult<Weights> {
+        Ok(Weights {
+            tokens: matrix(&self.tokens)?,
+            positions: self.positions()?,
+            blocks: self.blocks.iter().map(PyBlock::read).collect::<PyResult<_>>()?,
+            num_heads: self.num_heads,
+            norm: self.norm.read()?,
+            head: self.head.read()?,
+        })
+    }
+
+    fn positions(&self) -> PyResult<Positions> {
+        Ok(match (&*self.positions, &self.table) {
+            ("none", None) => Positions::None,
+            ("learned", Some(table)) => Positions::Learned(matrix(table)?),
+            ("sinusoidal", None) => Positions::Sinusoidal,
+            ("rope", None) => Positions::Rope,
+            ("alibi", None) => Positions::Alibi(self.slopes.clone()),
+            (kind, _) => {
+                let message = format!("the native engine knows no {kind} positions");
+                return Err(to_py_err(Error::Setting(message)));
+            }
+        })
+    }
+}
+
+impl PyBlock<'_> {
+    fn read(&self) -> PyResult<Block> {
+        Ok(Block {
+            norm1: self.norm1.read()?,
+            query: self.query.read()?,
+            key: self.key.read()?,
+            value: self.value.read()?,
+            scale: self.scale,
+            out: self.out.read()?,
+            norm2: self.norm2.read()?,
+            up: self.up.read()?,
+            down: self.down.read()?,
+        })
+    }
+}
+
+impl PyLinear<'_> {
+    fn read(&self) -> PyResult<Linear> {
+        let bias = self.bias.as_ref().map(numbers).transpose()?;
+        Ok(Linear { weight: matrix(&self.weight)?, bias })
+    }
+}
+
+impl PyNorm<'_> {
+    fn read(&self) -> PyResult<Norm> {
+        Ok(Norm { scale: numbers(&self.scale)?, shift: numbers(&self.shift)?, eps: self.eps })
+    }
+}
+
+fn numbers(tensor: &Bound<'_, PyAny>) -> PyResult<Numbers> {
+    TensorView::of(tensor)?.into_numbers()
+}
+
+fn matrix(tensor: &Bound<'_, PyAny>) -> PyResult<Matrix> {
+    let view = TensorView::of(tensor)?;
+    let &[rows, columns] = view.shape() else {
+        let message = format!("a matrix of weights has 2 dimensions, found {:?}", view.shape());
+        return Err(GenerationError::new_err(message));
+    };
+    Ok(Matrix { rows, columns, numbers: view.into_numbers()? })
+}
