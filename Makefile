@@ -39,7 +39,7 @@ DEV_WHEELS  := target/wheels/dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-rust test-python fuzz bench-decoding bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
+.PHONY: help demo test test-rust test-python fuzz bench-decoding bench-native bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,11 @@ lint-python: build
 bench-tokenizer: build
 	@$(PY) benches/tokenizer_environment.py
 	.venv-bench/bin/python benches/bench_tokenizer.py $(ARGS)
+
+# llama.cpp is compiled for ten minutes the first time.
+bench-native: build
+	@$(PY) benches/native_environment.py
+	$(PY) benches/bench_native.py $(ARGS)
 
 bench-decoding: bench-sampling bench-generation ## the sampler, the loop and the engines beside their peers
 
@@ -144,4 +149,4 @@ lock: ## resolve constraints.txt anew (needs uv)
 	    --no-annotate --custom-compile-command 'make lock' --quiet --output-file constraints.txt
 
 clean: ## remove all that was built, and .venv
-	rm -rf target fuzz/target dist $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf target fuzz/target dist $(VENV) .venv-bench .venv-bench-native .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -532,7 +532,7 @@ def test_dropout_draws_and_so_there_is_no_cache():
 def test_steps_of_fixed_shape_say_the_same(seed, monkeypatch):
     # Inductor would take its time: two runs are traced for it, the others only use fixed shapes.
     traced = partial(torch.compile, backend="eager")
-    monkeypatch.setattr(torch, "compile", traced if seed < 2 else lambda function: function)
+    monkeypatch.setattr(torch, "compile", traced if seed < 2 else lambda function, **_: function)
     torch.compiler.reset()
     fixed_steps._compiled_logits.cache_clear()
     model, prompts = make_model(seed, n_layers=1), make_prompts(seed, count=1 + seed % 3)
@@ -547,7 +547,7 @@ def test_steps_of_fixed_shape_say_the_same(seed, monkeypatch):
 @pytest.mark.parametrize("pos", FUSED)
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_steps_of_fixed_shape_know_every_place(pos, backend, monkeypatch):
-    traced = partial(torch.compile, backend=backend) if backend else lambda function: function
+    traced = partial(torch.compile, backend=backend) if backend else lambda function, **_: function
     monkeypatch.setattr(torch, "compile", traced)
     torch.compiler.reset()
     fixed_steps._compiled_logits.cache_clear()

@@ -13,7 +13,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gptrs import Generator, GPTModel, _core, add_lora, generate, generate_text_simple
+from gptrs import (
+    Generator,
+    GPTModel,
+    _core,
+    add_lora,
+    generate,
+    generate_text_simple,
+    native_engine,
+)
 from gptrs.engines import make_engine
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
 from gptrs.layers import MultiHeadAttention
@@ -597,6 +605,24 @@ def test_inference_mode_changes_nothing():
     outside = make_generator(model, engine="native", dtype="int8")([1, 2], 5, temperature=0.0)
     assert [each.token_ids for each in inside] == [each.token_ids for each in expected]
     assert outside[0].engine.startswith("native int8")
+
+
+def test_int8_is_packed_once_for_a_model_that_stays_as_it_is():
+    model = make_model(0)
+    prompts = make_prompts(1, model, count=3)
+    first = read(make_native(model, int8=True), prompts)
+    packed = native_engine._PACKED[model].packed
+    again = read(make_native(model, slots=3, int8=True, threads=2), prompts)
+    assert all(map(torch.equal, first, again))
+    assert native_engine._PACKED[model].packed is packed
+    write_through_data(model)
+    make_native(model, int8=True)
+    assert native_engine._PACKED[model].packed is not packed
+    with pytest.raises(ConfigError, match="other matrices"):
+        _core.NativeModel(
+            native_engine._weights(make_model(2)), slots=1, context_length=7, threads=1,
+            int8=True, packed=packed,
+        )  # fmt: skip
 
 
 def test_neither_an_engine_nor_a_generator_keeps_a_model():

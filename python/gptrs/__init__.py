@@ -86,6 +86,7 @@ _EXPORTS = {
     "generation": ("generate", "generate_text_simple", "text_to_token_ids", "token_ids_to_text"),
     "completions": ("Completion", "TokenLogprobs"),
     "generator": ("Generator",),
+    "scoring": ("Score",),
     "kv_cache": ("KVCache",),
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
     "loader": ("WindowLoader",),

@@ -307,6 +307,9 @@ class StopStrings:
     def __new__(cls, stops: Sequence[str], tokens: TokenBytes) -> StopStrings: ...
 
 @final
+class PackedWeights: ...
+
+@final
 class NativeModel:
     def __new__(
         cls,
@@ -317,11 +320,14 @@ class NativeModel:
         threads: int,
         int8: bool = False,
         kernels: str | None = None,
+        packed: PackedWeights | None = None,
     ) -> NativeModel: ...
     @staticmethod
     def available_kernels() -> list[str]: ...
     @property
     def kernels(self) -> str: ...
+    @property
+    def packed(self) -> PackedWeights | None: ...
     def extend(
         self,
         tokens: Sequence[int],

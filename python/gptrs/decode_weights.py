@@ -117,7 +117,7 @@ class DecodeWeights:
         # Inference tensors do not count how often they were written.
         self._counted = [tensor for tensor in self._copied if not tensor.is_inference()]
         self._versions = list(map(_version, self._counted))
-        self._probe = _probe(self._copied)
+        self._probe = probe(self._copied)
 
     @staticmethod
     def of(model: GPTModel, dtype: torch.dtype) -> DecodeWeights | None:
@@ -143,7 +143,7 @@ class DecodeWeights:
             and list(map(Tensor.data_ptr, self._copied)) == self._addresses
             and list(map(_version, self._counted)) == self._versions
             and not (thoroughly and self._watch.sees_other_code())
-            and not (thoroughly and not torch.equal(_probe(self._copied), self._probe))
+            and not (thoroughly and not torch.equal(probe(self._copied), self._probe))
         )
 
     def _layer(self, block: TransformerBlock, dtype: torch.dtype) -> Layer:
@@ -215,8 +215,11 @@ def why_not_stock(model: GPTModel) -> str | None:
         return "an embedding has a max_norm"
     if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in model.modules()):
         return "dropout is on"
-    kinds = {f"{p.dtype} on {p.device}".removeprefix("torch.") for p in model.parameters()}
-    return None if len(kinds) == 1 else f"its weights are {' and '.join(sorted(kinds))}"
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if len(kinds) == 1:
+        return None
+    names = sorted(f"{dtype} on {device}".removeprefix("torch.") for dtype, device in kinds)
+    return f"its weights are {' and '.join(names)}"
 
 
 def _difference(model: GPTModel, module: nn.Module | None, kind: type | None) -> str:
@@ -294,7 +297,7 @@ def _code(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool, float |
 _version = attrgetter("_version")
 
 
-def _probe(tensors: list[Tensor]) -> Tensor:
+def probe(tensors: Sequence[Tensor]) -> Tensor:
     """A few numbers of each."""
     samples = []
     with torch.no_grad():

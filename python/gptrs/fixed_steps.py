@@ -59,7 +59,8 @@ def _logits(weights: DecodeWeights, storage: Tensor, ids_B: Tensor, starts_B: Te
 @cache
 def _compiled_logits() -> Callable[[DecodeWeights, Tensor, Tensor, Tensor], Tensor]:
     """One for all engines: what one has waited for, the next one of its shape finds."""
-    return torch.compile(_logits)
+    # For any batch size at once, it could not choose between two ways to multiply.
+    return torch.compile(_logits, dynamic=False)
 
 
 class _Graph:

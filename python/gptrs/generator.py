@@ -66,9 +66,10 @@ class Generator:
             decode. None: the one in the model's folder, else GPT-2's. The model may know more ids
             than the tokenizer (a vocabulary that was padded): those are never drawn.
         engine: what computes the logits. "native": Rust, on the weights of a GPTModel on the CPU,
-            with as many threads as PyTorch has (`torch.set_num_threads`). "torch": PyTorch. "auto":
-            Rust where it computes what the model does, else PyTorch; `Completion.engine` says what
-            it was, and why. A sequence's logits then do not depend on its neighbours, bit by bit.
+            with as many threads as PyTorch has (`torch.set_num_threads`); a sequence's logits are
+            then the same to the last bit, whatever runs beside it. "torch": PyTorch. "auto": Rust
+            where it computes what the model does, else PyTorch; `Completion.engine` says what it
+            was, and why.
         dtype: what it computes in: a torch dtype, its name, "auto" for what the device likes best;
             None: the model's own. "int8": Rust, with weights of a byte each.
         context_length: most tokens the model sees. None: as many as it was built for, or all where

@@ -1,23 +1,24 @@
 """A GPTModel without PyTorch: Rust decodes on the model's own weights, where they lie.
 
-    GPTModel ── stock, on a CPU, in eval mode ──► Weights ─► _core.NativeModel ─► the loop
-             └─ anything else ──► `why_not_native` says what ▲
-                                                             └─ refresh: has the model changed?
+    GPTModel ── why_not_native: None ──► Weights ─► _core.NativeModel ─► the loop, in Rust
+                                            ▲                                │ now and then
+                                            └─ refresh: has it changed? ◄────┘
 
-Nothing is copied, but int8 packs the matrices: so what a training step writes between two tokens is
-seen by the next. Knows nothing of sampling or text, nor how anything is computed.
+Nothing is copied, except that int8 packs the matrices: what a training step writes between two
+tokens is seen by the next. Knows nothing of sampling or text, nor how anything is computed.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from gptrs import _core
-from gptrs.decode_weights import Linear, Norm, Watch, why_not_stock
+from gptrs.decode_weights import Linear, Norm, Watch, probe, why_not_stock
 from gptrs.engine import Engine, Run
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.layers import LayerNorm, TransformerBlock, is_stock
@@ -101,7 +102,8 @@ class NativeEngine(Engine):
         self._model = model
         self._int8 = int8
         self._dtype = model.tok_emb.weight.dtype
-        self._seen = _Seen(model, counted=int8)
+        known = _known_packed(model) if int8 else None
+        self._seen = _Seen(model, is_copied=int8) if known is None else known.seen
         threads = torch.get_num_threads() if threads is None else threads
         if threads < 1:
             raise ConfigError(f"threads is at least 1, found {threads}")
@@ -114,7 +116,10 @@ class NativeEngine(Engine):
             threads=threads,
             int8=int8,
             kernels=kernels,
+            packed=None if known is None else known.packed,
         )
+        if known is None and (packed := self.native.packed) is not None:
+            _PACKED[model] = _Packed(self._seen, packed)
         precision = "int8" if int8 else _short(self._dtype)
         super().__init__(
             name=f"native {precision} {self.native.kernels}",
@@ -140,7 +145,7 @@ class NativeEngine(Engine):
             raise GenerationError(
                 f"the model has changed, and the native engine cannot go on with it: {reason}"
             )
-        self._seen = _Seen(self._model, counted=self._int8)
+        self._seen = _Seen(self._model, is_copied=self._int8)
         return _weights(self._model)
 
     def copy(self, copies: list[tuple[int, int, int]]) -> None:
@@ -168,8 +173,6 @@ def _check_cache(model: GPTModel, slots: int, context_length: int, *, is_narrow:
 
 def why_not_native(model: nn.Module) -> str | None:
     """Why Rust would not compute what calling `model` does, or None."""
-    if not hasattr(_core, "NativeModel"):
-        return "the extension was built before there was a native engine"
     if type(model) is not GPTModel:
         return f"{type(model).__name__} is not GPTModel itself"
     if model.cfg.memory_length:
@@ -208,26 +211,52 @@ class _Seen:
     """What a model was when the engine read it.
 
     Args:
-        counted: look at how often the parameters were written, too.
+        is_copied: what is written to the parameters counts, too.
     """
 
-    def __init__(self, model: GPTModel, *, counted: bool) -> None:
+    def __init__(self, model: GPTModel, *, is_copied: bool) -> None:
         self._watch = Watch(model)
         self._parameters = list(model.parameters())
-        # Inference tensors do not count.
-        self._counted = [p for p in self._parameters if counted and not p.is_inference()]
+        copied = self._parameters if is_copied else []
+        # Inference tensors do not count how often they were written.
+        self._counted = [parameter for parameter in copied if not parameter.is_inference()]
         self._places, self._versions = self._now()
+        self._probe = probe(copied)
 
-    def is_current(self) -> bool:
+    def is_current(self, *, thoroughly: bool = False) -> bool:
         """Whether the model has the same layers and parameters at the same places.
 
-        Asked at every step of a stream, so it takes microseconds.
+        Asked at every step of a stream, so it takes microseconds. `thoroughly` compares a sample of
+        what was copied as well: what is written through `parameter.data` is not counted.
         """
-        return self._watch.sees_no_change() and self._now() == (self._places, self._versions)
+        return (
+            self._watch.sees_no_change()
+            and self._now() == (self._places, self._versions)
+            and not (thoroughly and not torch.equal(probe(self._parameters), self._probe))
+        )
 
     def _now(self) -> tuple[list[int], list[int]]:
         places = list(map(Tensor.data_ptr, self._parameters))
         return places, [p._version for p in self._counted]
+
+
+class _Packed(NamedTuple):
+    """Matrices in eight bits, and the model that they were packed of."""
+
+    seen: _Seen
+    packed: _core.PackedWeights
+
+
+_PACKED: WeakKeyDictionary[GPTModel, _Packed] = WeakKeyDictionary()
+
+
+def _known_packed(model: GPTModel) -> _Packed | None:
+    """What an earlier engine packed, if the model is what it was then."""
+    known = _PACKED.get(model)
+    if known is not None and not known.seen.is_current(thoroughly=True):
+        _PACKED.pop(model, None)  # The old copies go before others are made.
+        return None
+    return known
 
 
 def _weights(model: GPTModel) -> Weights:

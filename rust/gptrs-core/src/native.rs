@@ -30,6 +30,9 @@ pub use self::lanes::Kernels;
 pub use self::numbers::{FloatType, Numbers};
 pub use self::weights::{Block, Linear, Matrix, Norm, Positions, Weights};
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
 use self::cache::{Cache, Extent};
 use self::forward::{Arena, MOST_ROWS, Model, Pass, Span, forward, padded_head};
 use self::int8::Packed;
@@ -63,11 +66,23 @@ pub struct Options {
     pub kernels: Kernels,
 }
 
+/// The copies in eight bits that one model has made, for others of the same weights.
+#[derive(Debug, Clone)]
+pub struct PackedWeights(Arc<Vec<Packed>>);
+
+impl PackedWeights {
+    fn fit(&self, weights: &Weights) -> bool {
+        let all = matrices(weights);
+        self.0.len() == all.len()
+            && self.0.iter().zip(all).all(|(packed, matrix)| packed.fits(matrix))
+    }
+}
+
 /// A model with what its slots hold.
 #[derive(Debug)]
 pub struct NativeModel {
     weights: Weights,
-    packed: Option<Vec<Packed>>,
+    packed: Option<PackedWeights>,
     options: Options,
     angles: Angles,
     cache: Cache,
@@ -86,6 +101,18 @@ impl NativeModel {
     /// # Errors
     /// `Setting`: weights that do not fit each other. `NoMemory`.
     pub fn new(weights: Weights, options: Options) -> Result<Self> {
+        Self::with_packed(weights, options, None)
+    }
+
+    /// As `new`; `packed` are the copies in eight bits that another model of these very weights has.
+    ///
+    /// # Errors
+    /// As `new`; and copies of other matrices.
+    pub fn with_packed(
+        weights: Weights,
+        options: Options,
+        packed: Option<PackedWeights>,
+    ) -> Result<Self> {
         let Options { slots, context_length, threads, precision, .. } = options;
         if slots == 0 || context_length == 0 || threads == 0 {
             let message = format!(
@@ -95,6 +122,9 @@ impl NativeModel {
             return Err(Error::Setting(message));
         }
         weights.check(context_length)?;
+        if packed.as_ref().is_some_and(|packed| !packed.fit(&weights)) {
+            return Err(Error::Setting("the packed weights are those of other matrices".into()));
+        }
         let is_int8 = precision == Precision::Int8;
         let extent = Extent {
             layers: weights.blocks.len(),
@@ -114,7 +144,8 @@ impl NativeModel {
         };
         let mut pool = Pool::new(threads);
         Ok(Self {
-            packed: is_int8.then(|| pack(&weights, &mut pool)),
+            packed: is_int8
+                .then(|| packed.unwrap_or_else(|| pack(&weights, &mut pool, options.kernels))),
             options,
             angles,
             cache: Cache::new(extent, dtype)?,
@@ -126,6 +157,11 @@ impl NativeModel {
             num_logits: 0,
             weights,
         })
+    }
+
+    /// The copies in eight bits, if there are any.
+    pub fn packed(&self) -> Option<PackedWeights> {
+        self.packed.clone()
     }
 
     /// Goes on with other weights of the same shapes; the slots keep what they hold.
@@ -142,7 +178,7 @@ impl NativeModel {
         }
         if self.packed.is_some() {
             self.packed = None; // The old copies go before others are made.
-            self.packed = Some(pack(&weights, &mut self.pool));
+            self.packed = Some(pack(&weights, &mut self.pool, self.options.kernels));
         }
         self.weights = weights;
         Ok(())
@@ -228,7 +264,7 @@ impl NextLogits for NativeModel {
         self.angles.reach(end.unwrap_or(0));
         let model = Model {
             weights: &self.weights,
-            packed: self.packed.as_deref(),
+            packed: self.packed.as_ref().map(|packed| &**packed.0),
             angles: &self.angles,
             cache: &self.cache,
             found: self.options.kernels.found(),
@@ -260,24 +296,27 @@ impl NextLogits for NativeModel {
     }
 }
 
-/// Every matrix in eight bits, on all threads: of each block Q, K, V, out_proj, ff.0, ff.2; at the end
-/// the output layer.
-fn pack(weights: &Weights, pool: &mut Pool) -> Vec<Packed> {
+/// Every matrix in eight bits, on all threads.
+fn pack(weights: &Weights, pool: &mut Pool, kernels: Kernels) -> PackedWeights {
+    let found = kernels.found();
+    let all = matrices(weights);
+    let packed: Vec<_> = all.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    pool.run(&|_| {
+        // The largest, which is the last, goes first.
+        while let Some(left) = all.len().checked_sub(1 + next.fetch_add(1, Ordering::Relaxed)) {
+            packed[left].get_or_init(|| Packed::of(all[left], found));
+        }
+    });
+    PackedWeights(Arc::new(packed.into_iter().filter_map(OnceLock::into_inner).collect()))
+}
+
+/// Of each block Q, K, V, out_proj, ff.0, ff.2; at the end the output layer.
+fn matrices(weights: &Weights) -> Vec<&Matrix> {
     let blocks = weights.blocks.iter().flat_map(|block| {
         [&block.query, &block.key, &block.value, &block.out, &block.up, &block.down]
     });
-    let all: Vec<_> = blocks.chain([&weights.head]).map(|linear| &linear.weight).collect();
-    let packed: Vec<_> = all.iter().map(|_| std::sync::OnceLock::new()).collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    pool.run(&|_| {
-        // The largest, which is the last, goes first.
-        while let Some(left) =
-            all.len().checked_sub(1 + next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-        {
-            packed[left].get_or_init(|| Packed::of(all[left]));
-        }
-    });
-    packed.into_iter().filter_map(std::sync::OnceLock::into_inner).collect()
+    blocks.chain([&weights.head]).map(|linear| &linear.weight).collect()
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ mod _core {
     #[pymodule_export]
     use super::merge::merge_stores;
     #[pymodule_export]
-    use super::native::PyNativeModel;
+    use super::native::{PyNativeModel, PyPackedWeights};
     #[pymodule_export]
     use super::sampling::{PySampler, PySamplingConfig};
     #[pymodule_export]

@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use gptrs_core::Error;
 use gptrs_core::generate::{Extend, Limits, Logits, NextLogits};
 use gptrs_core::native::{
-    Block, Kernels, Linear, Matrix, NativeModel, Norm, Numbers, Options, Positions, Precision,
-    Weights,
+    Block, Kernels, Linear, Matrix, NativeModel, Norm, Numbers, Options, PackedWeights, Positions,
+    Precision, Weights,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -32,6 +32,7 @@ use crate::tensor::TensorView;
 ///     context_length: most tokens a slot holds.
 ///     threads: how many compute, the caller's among them.
 ///     int8: pack the matrices: a byte a weight.
+///     packed: what another model of these very weights has packed.
 ///     kernels: one of `NativeModel.available_kernels()`; None: the first of them.
 /// Raises:
 ///     ConfigError: shapes that do not fit each other, an unknown name, no threads.
@@ -41,14 +42,20 @@ pub struct PyNativeModel {
     model: Mutex<Option<NativeModel>>,
     limits: Limits,
     kernels: &'static str,
+    packed: Option<PackedWeights>,
 }
+
+/// The matrices of a model, a byte a weight.
+#[pyclass(name = "PackedWeights", module = "gptrs._core", frozen)]
+pub struct PyPackedWeights(PackedWeights);
 
 #[pymethods]
 impl PyNativeModel {
     #[new]
     #[pyo3(signature = (
-        weights, *, slots, context_length, threads, int8=false, kernels=None
+        weights, *, slots, context_length, threads, int8=false, kernels=None, packed=None
     ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn new(
         py: Python<'_>,
         weights: PyWeights<'_>,
@@ -57,15 +64,18 @@ impl PyNativeModel {
         threads: usize,
         int8: bool,
         kernels: Option<&str>,
+        packed: Option<&PyPackedWeights>,
     ) -> PyResult<Self> {
         let weights = weights.read()?;
         let kernels = find_kernels(kernels)?;
         let precision = if int8 { Precision::Int8 } else { Precision::AsStored };
         let options = Options { slots, context_length, threads, precision, kernels };
         // Packing reads every weight.
-        let model = py.detach(|| NativeModel::new(weights, options)).map_err(to_py_err)?;
-        let limits = model.limits();
-        Ok(Self { model: Mutex::new(Some(model)), limits, kernels: kernels.name() })
+        let packed = packed.map(|packed| packed.0.clone());
+        let make = || NativeModel::with_packed(weights, options, packed);
+        let model = py.detach(make).map_err(to_py_err)?;
+        let (limits, packed) = (model.limits(), model.packed());
+        Ok(Self { model: Mutex::new(Some(model)), limits, kernels: kernels.name(), packed })
     }
 
     /// The names of the kernels that this processor can run, the fastest first.
@@ -78,6 +88,12 @@ impl PyNativeModel {
     #[getter]
     fn kernels(&self) -> &'static str {
         self.kernels
+    }
+
+    /// What it packed, or was given; None without int8.
+    #[getter]
+    fn packed(&self) -> Option<PyPackedWeights> {
+        self.packed.clone().map(PyPackedWeights)
     }
 
     /// Appends tokens to slots, which forget all but `starts` of theirs before.

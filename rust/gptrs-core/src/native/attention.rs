@@ -194,20 +194,19 @@ impl Attend<'_> {
         }
         let mut from = 0;
         while from < width {
-            let last = from + 4 * LANES <= width;
-            if last {
-                self.mix::<S, W, C, 4>(simd, t, from, weights, factors, values);
-                from += 4 * LANES;
-            } else {
-                self.mix::<S, W, C, 1>(simd, t, from, weights, factors, values);
-                from += LANES;
-            }
+            // Four sums at least are on their way at once, whatever the head's width.
+            from += match (width - from) / LANES {
+                1 => self.mix::<S, W, C, 1, 4>(simd, t, from, weights, factors, values),
+                2 | 3 => self.mix::<S, W, C, 2, 2>(simd, t, from, weights, factors, values),
+                _ => self.mix::<S, W, C, 4, 1>(simd, t, from, weights, factors, values),
+            };
         }
     }
 
-    /// Weighted sums of the values' numbers from `from` on, J times sixteen of them.
+    /// Weighted sums of the values' numbers from `from` on, J times sixteen of them, which it returns.
+    /// Value s belongs to partial sum s mod G; at the end they are added from the first to the last.
     #[inline(always)]
-    fn mix<S: Simd, W: Stored, const C: usize, const J: usize>(
+    fn mix<S: Simd, W: Stored, const C: usize, const J: usize, const G: usize>(
         &mut self,
         simd: S,
         t: usize,
@@ -215,31 +214,42 @@ impl Attend<'_> {
         weights: [&[f32]; C],
         factors: [f32; C],
         values: &[W],
-    ) {
+    ) -> usize {
         let width = self.width;
-        let common = weights[0].len();
-        let mut sums = [[simd.splat(0.0); J]; C];
-        for s in 0..common {
-            let value = &values[s * width + from..][..J * LANES].as_chunks::<LANES>().0;
-            for j in 0..J {
-                let value = W::load(simd, &value[j]);
-                for c in 0..C {
-                    sums[c][j] = simd.mul_add(simd.splat(weights[c][s]), value, sums[c][j]);
+        // All see whole groups up to here; what is left is each one's own.
+        let common = weights[0].len() / G * G;
+        let mut sums = [[[simd.splat(0.0); J]; G]; C];
+        for s in (0..common).step_by(G) {
+            for g in 0..G {
+                let value = &values[(s + g) * width + from..][..J * LANES].as_chunks::<LANES>().0;
+                for j in 0..J {
+                    let value = W::load(simd, &value[j]);
+                    for c in 0..C {
+                        let weight = simd.splat(weights[c][s + g]);
+                        sums[c][g][j] = simd.mul_add(weight, value, sums[c][g][j]);
+                    }
                 }
             }
         }
         for c in 0..C {
-            for s in common..weights[c].len() {
-                let value = &values[s * width + from..][..J * LANES].as_chunks::<LANES>().0;
-                for j in 0..J {
-                    let value = W::load(simd, &value[j]);
-                    sums[c][j] = simd.mul_add(simd.splat(weights[c][s]), value, sums[c][j]);
+            for s in (common..weights[c].len()).step_by(G) {
+                for g in 0..G.min(weights[c].len() - s) {
+                    let value = &values[(s + g) * width + from..][..J * LANES];
+                    for j in 0..J {
+                        let value = W::load(simd, &value.as_chunks::<LANES>().0[j]);
+                        let weight = simd.splat(weights[c][s + g]);
+                        sums[c][g][j] = simd.mul_add(weight, value, sums[c][g][j]);
+                    }
                 }
             }
             let out = self.out.row(t + c);
             for j in 0..J {
+                let mut sum = sums[c][0][j];
+                for g in 1..G {
+                    sum = simd.add(sum, sums[c][g][j]);
+                }
                 let mut lanes = [0.0; LANES];
-                simd.store(simd.mul(sums[c][j], simd.splat(factors[c])), &mut lanes);
+                simd.store(simd.mul(sum, simd.splat(factors[c])), &mut lanes);
                 let start = from + j * LANES;
                 let end = out.len().min(start + LANES);
                 if start < end {
@@ -247,6 +257,7 @@ impl Attend<'_> {
                 }
             }
         }
+        J * LANES
     }
 }
 

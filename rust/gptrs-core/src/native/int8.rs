@@ -9,8 +9,8 @@
 //! that every weight has too much is taken off by a start of -128 times the inputs' sum: it is the
 //! same for all rows. Sums within a group are whole numbers, so their order is no matter.
 
-use super::lanes::{GROUP, LANES, Simd, Work};
-use super::math::filled;
+use super::lanes::{Found, GROUP, LANES, Simd, Work, dispatch};
+use super::math::{filled, largest_of};
 use super::shared::Columns;
 use super::tile::sum_all;
 use super::weights::Matrix;
@@ -26,19 +26,22 @@ pub struct Packed {
 
 impl Packed {
     /// Rounds every weight to the nearest of the 255 that its row has.
-    pub fn of(matrix: &Matrix) -> Self {
+    pub fn of(matrix: &Matrix, found: Found) -> Self {
         let padded = matrix.columns.next_multiple_of(GROUP);
-        let mut bytes = Vec::with_capacity(matrix.rows * padded);
-        let mut scales = Vec::with_capacity(matrix.rows);
+        let mut packed =
+            Self { bytes: vec![0; matrix.rows * padded], scales: vec![0.0; matrix.rows], padded };
         let mut room = Vec::new();
-        for row in 0..matrix.rows {
-            let row = matrix.row(row).widened(&mut room);
-            let (scale, factor) = scale_of(row);
-            scales.push(scale);
-            bytes.extend(row.iter().map(|x| ((x * factor).round_ties_even() + 128.0) as u8));
-            bytes.resize(scales.len() * padded, 128);
+        let rows = packed.bytes.chunks_mut(padded.max(1)).zip(&mut packed.scales);
+        for (row, (bytes, scale)) in rows.enumerate() {
+            let weights = matrix.row(row).widened(&mut room);
+            dispatch(found, PackRow { weights, bytes, scale });
         }
-        Self { bytes, scales, padded }
+        packed
+    }
+
+    /// Whether it may be a copy of this matrix.
+    pub fn fits(&self, matrix: &Matrix) -> bool {
+        (self.scales.len(), self.padded) == (matrix.rows, matrix.columns.next_multiple_of(GROUP))
     }
 
     /// Neighbouring rows.
@@ -46,6 +49,34 @@ impl Packed {
         PackedRows {
             bytes: &self.bytes[rows.start * self.padded..rows.end * self.padded],
             scales: &self.scales[rows],
+        }
+    }
+}
+
+/// One row of weights to eight bits.
+struct PackRow<'a> {
+    weights: &'a [f32],
+    bytes: &'a mut [u8],
+    scale: &'a mut f32,
+}
+
+impl Work for PackRow<'_> {
+    type Output = ();
+    const HAS_BYTES: bool = false;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (chunks, tail) = self.weights.as_chunks::<LANES>();
+        let tail: [f32; LANES] = filled(tail, 0.0);
+        let parts = [scale_of(simd, chunks), scale_of(simd, &[tail])];
+        let factor;
+        (*self.scale, factor) =
+            if parts[1].0 > parts[0].0 || parts[1].0.is_nan() { parts[1] } else { parts[0] };
+        let chunks = chunks.iter().chain([&tail]);
+        let zeros = std::iter::repeat(&[0.0; LANES]);
+        for (x, place) in chunks.chain(zeros).zip(self.bytes.as_chunks_mut::<LANES>().0) {
+            let bytes = simd.to_i8(simd.mul(simd.load(x), simd.splat(factor)));
+            *place = bytes.map(|byte| byte as u8 ^ 0x80);
         }
     }
 }
@@ -59,14 +90,20 @@ pub struct PackedRows<'a> {
 
 /// What a byte stands for, and its reciprocal. Numbers that are none stay it.
 #[inline(always)]
-fn scale_of(numbers: &[f32]) -> (f32, f32) {
-    let mut largest = 0.0_f32;
+fn scale_of<S: Simd>(simd: S, numbers: &[[f32; LANES]]) -> (f32, f32) {
+    let (mut most, mut least, mut check) = (simd.splat(0.0), simd.splat(0.0), simd.splat(0.0));
     for x in numbers {
-        largest = if x.abs() > largest || x.is_nan() { x.abs() } else { largest };
+        let x = simd.load(x);
+        most = simd.max(most, x);
+        least = simd.min(least, x);
+        // 0, unless one is infinite or none.
+        check = simd.mul_add(x, simd.splat(0.0), check);
     }
-    match largest {
+    let both = simd.max(most, simd.mul(least, simd.splat(-1.0)));
+    let largest = largest_of(simd, both);
+    match largest + simd.sum(check) {
         0.0 => (0.0, 0.0),
-        finite if finite < f32::INFINITY => (finite / 127.0, 127.0 / finite),
+        largest if largest > 0.0 => (largest / 127.0, 127.0 / largest),
         _ => (f32::NAN, 0.0),
     }
 }
@@ -96,16 +133,17 @@ impl Work for Quantize<'_> {
     const HAS_BYTES: bool = false;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let (bytes, _) = self.bytes.as_chunks_mut::<GROUP>();
         let (starts, _) = self.starts.as_chunks_mut::<LANES>();
         let groups = bytes.iter_mut().zip(starts).zip(self.scales);
         for (x, ((bytes, starts), place)) in self.x.chunks(GROUP).zip(groups) {
             let x: [f32; GROUP] = filled(x, 0.0);
-            let (scale, factor) = scale_of(&x);
+            let (quarters, _) = x.as_chunks::<LANES>();
+            let (scale, factor) = scale_of(simd, quarters);
             *place = scale;
-            for (byte, x) in bytes.iter_mut().zip(x) {
-                *byte = (x * factor).round_ties_even() as i8;
+            for (x, bytes) in quarters.iter().zip(bytes.as_chunks_mut::<LANES>().0) {
+                *bytes = simd.to_i8(simd.mul(simd.load(x), simd.splat(factor)));
             }
             for (start, four) in starts.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *start = -128 * four.iter().map(|&byte| i32::from(byte)).sum::<i32>();

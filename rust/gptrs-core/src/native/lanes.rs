@@ -107,6 +107,8 @@ pub trait Simd: Copy {
     fn sum(self, a: Self::F) -> f32;
     /// `sum` of each.
     fn sum4(self, a: [Self::F; 4]) -> [f32; 4];
+    /// To the nearest whole numbers, halves to the even one, of lanes in -127..=127.
+    fn to_i8(self, a: Self::F) -> [i8; LANES];
     /// Lane l: the products 4 l .. 4 l + 4 of weights and inputs, added to `start`, as a float.
     fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F;
     /// Reads a place soon.
@@ -209,6 +211,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn sum4(self, a: [Self::F; 4]) -> [f32; 4] {
         [self.sum(a[0]), self.sum(a[1]), self.sum(a[2]), self.sum(a[3])]
+    }
+
+    #[inline(always)]
+    fn to_i8(self, a: Self::F) -> [i8; LANES] {
+        a.map(|x| x.round_ties_even() as i8)
     }
 
     #[inline(always)]

@@ -119,10 +119,25 @@ impl Work for Gelu<'_> {
 
 #[inline(always)]
 fn gelu<S: Simd>(simd: S, x: S::F) -> S::F {
-    const MINUS_TWICE_SQRT_2_BY_PI: f32 = -2.0 * 0.797_884_56;
+    const MINUS_TWICE_SQRT_2_BY_PI: f32 = -2.0 * 0.797_884_6;
     let cubic = simd.mul(simd.mul(x, x), simd.splat(0.044_715 * MINUS_TWICE_SQRT_2_BY_PI));
     let inner = simd.mul(x, simd.add(cubic, simd.splat(MINUS_TWICE_SQRT_2_BY_PI)));
     simd.div(x, simd.add(exp(simd, inner), simd.splat(1.0)))
+}
+
+/// The largest of sixteen.
+#[inline(always)]
+pub fn largest_of<S: Simd>(simd: S, lanes: S::F) -> f32 {
+    let mut all = [0.0; LANES];
+    simd.store(lanes, &mut all);
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            all[l] = if all[l] > all[l + half] { all[l] } else { all[l + half] };
+        }
+        half /= 2;
+    }
+    all[0]
 }
 
 /// Softmax of scores, in place and not yet divided by their sum, which is returned.
@@ -135,9 +150,7 @@ pub fn softmax<S: Simd>(simd: S, scores: &mut [f32]) -> f32 {
     }
     let mut lanes = filled(tail, f32::NEG_INFINITY);
     largest = simd.max(largest, simd.load(&lanes));
-    let mut maxima = [0.0; LANES];
-    simd.store(largest, &mut maxima);
-    let largest = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let largest = largest_of(simd, largest);
     let minus_largest = simd.splat(-largest);
     let mut sum = simd.splat(0.0);
     for chunk in chunks {

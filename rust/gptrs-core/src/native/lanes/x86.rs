@@ -4,14 +4,16 @@
 
 use std::arch::x86_64::{
     __m128, __m256, __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_ps,
-    _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_epi32,
-    _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32,
-    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32,
+    _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128, _mm_packs_epi16, _mm_prefetch, _mm_storeu_ps,
+    _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32,
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps, _mm256_min_ps,
-    _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_div_ps,
+    _mm256_mul_ps, _mm256_packs_epi32, _mm256_permute4x64_epi64, _mm256_round_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps,
+    _mm512_castps_pd, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtps_epi32, _mm512_div_ps,
     _mm512_dpbusd_epi32, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
     _mm512_scalef_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
@@ -179,6 +181,20 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn to_i8(self, a: Self::F) -> [i8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: above.
+        unsafe {
+            // Each packing takes the two halves of both registers in turns: 0 2 1 3.
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+        }
+        bytes
+    }
+
+    #[inline(always)]
     fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F {
         // SAFETY: above.
         unsafe {
@@ -305,6 +321,17 @@ impl Simd for Avx512 {
                 four_of_sixteen(d),
             )
         }
+    }
+
+    #[inline(always)]
+    fn to_i8(self, a: Self::F) -> [i8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: above.
+        unsafe {
+            let narrow = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), narrow);
+        }
+        bytes
     }
 
     #[inline(always)]
