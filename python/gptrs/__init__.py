@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from gptrs.pretrained import from_hub as from_hub
     from gptrs.sampling import Sampler as Sampler
     from gptrs.sampling_config import SamplingConfig as SamplingConfig
+    from gptrs.scoring import Score as Score
     from gptrs.store import TokenStore as TokenStore
     from gptrs.store import convert_store as convert_store
     from gptrs.stream_decoder import StreamDecoder as StreamDecoder
