@@ -7,13 +7,14 @@ gensim is measured where it is installed (`pip install --group bench-word2vec`),
 (`corpus_file`), which is its fast way. Each time is that of an epoch, the vocabulary being counted
 before; both read and split the text meanwhile. Then what was learned is compared: how many of the
 ten nearest words of 1,000 frequent ones are the same, beside how many two gensims with different
-seeds have in common.
+seeds have in common; and how many plurals each finds, as "file is to files as name is to".
 """
 
 import argparse
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -28,6 +29,7 @@ ALGORITHMS = ("skip-gram", "cbow")
 ROUNDS = 3
 QUALITY_EPOCHS = 5
 ASKED, NEAREST = 1000, 10
+PAIRS, QUESTIONS = 100, 8
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
                 rows += speeds(file, algorithm, threads, 1 if quick else ROUNDS, peer)
         print_table(["", "words/s", "ours is"], rows)
         if peer and not quick:
-            print_table(["nearest words in common"], agreement(file))
+            print_table(["nearest words in common; plurals found"], agreement(file))
 
 
 def speeds(
@@ -119,6 +121,9 @@ def agreement(file: Path) -> list[list[str]]:
         common = in_common(mine, theirs[0], mine.words[:ASKED])
         among_theirs = in_common(*theirs, mine.words[:ASKED])
         rows.append([f"{algorithm}: gptrs and gensim {common:.1%}, two gensims {among_theirs:.1%}"])
+        pairs = plurals(mine, theirs)
+        found = " and ".join(f"{plurals_found(vectors, pairs):.1%}" for vectors in theirs)
+        rows.append([f"{algorithm}: gptrs {plurals_found(mine, pairs):.1%}, two gensims {found}"])
     return rows
 
 
@@ -142,6 +147,23 @@ def in_common(first: WordVectors, second: WordVectors, words: list[str]) -> floa
 
     shared = [len(found(first, word) & found(second, word)) for word in words if word in second]
     return sum(shared) / len(shared) / NEAREST
+
+
+def plurals(mine: WordVectors, theirs: list[WordVectors]) -> list[tuple[str, str]]:
+    """Frequent words with their plurals, as all vectors have them."""
+    pairs = ((word, word + "s") for word in mine.words if len(word) > 3 and word.isalpha())
+    known = (pair for pair in pairs if all(w in v for v in (mine, *theirs) for w in pair))
+    return list(islice(known, PAIRS))
+
+
+def plurals_found(vectors: WordVectors, pairs: list[tuple[str, str]]) -> float:
+    """The share of questions whose first answer is right; each pair asks about the next few."""
+    right = asked = 0
+    for place, (word, words) in enumerate(pairs):
+        for other, others in pairs[place + 1 : place + 1 + QUESTIONS]:
+            asked += 1
+            right += vectors.analogy(word, words, other)[0][0] == others
+    return right / asked
 
 
 if __name__ == "__main__":
