@@ -387,7 +387,19 @@ def test_a_generator_puts_a_model_in_training_into_eval_mode_for_it():
         make_engine(model, slots=1, context_size=7, engine="native")
 
 
-def test_dtype_may_be_the_weights_own():
+def test_with_amx_bfloat16_is_pytorchs_unless_native_is_asked_for(monkeypatch):
+    monkeypatch.setattr("gptrs.engines.has_amx", lambda: True)
+    narrow, wide = make_model(0, torch.bfloat16), make_model(0)
+    engine = make_engine(narrow, slots=1, context_size=7)
+    assert engine.name == "torch bfloat16: with AMX it reads prompts faster in bfloat16"
+    engine = make_engine(narrow, slots=1, context_size=7, engine="native")
+    assert engine.name == f"native bfloat16 {KERNELS[0]}"
+    assert make_engine(wide, slots=1, context_size=7).name == f"native float32 {KERNELS[0]}"
+    assert make_engine(narrow, slots=1, context_size=7, dtype="int8").name.startswith("native int8")
+
+
+def test_dtype_may_be_the_weights_own(monkeypatch):
+    monkeypatch.setattr("gptrs.engines.has_amx", lambda: False)
     for stored, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         for dtype in (None, stored, name):
             engine = make_engine(make_model(0, stored), slots=1, context_size=7, dtype=dtype)

@@ -58,14 +58,15 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         raise ConfigError(f"unknown dtype {name!r}; there are auto, float32 and bfloat16")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(torch.bfloat16, "the GPU multiplies it natively")
-    if device.type == "cpu" and _has_amx():
+    if device.type == "cpu" and has_amx():
         return Precision(torch.bfloat16, "the processor has AMX")
     if device.type == "cpu":
         return Precision(torch.float32, "the processor has no AMX")
     return Precision(torch.float32, f"the safe choice on {device.type}")
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of bfloat16."""
     # A private name of torch's: an answer of "no" costs speed, never correctness.
     detect = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(detect and detect())
