@@ -191,6 +191,23 @@ proptest! {
     }
 
     #[test]
+    fn avx2_and_avx512_give_the_same_bits(
+        shape in shapes(),
+        is_int8 in any::<bool>(),
+        tokens in prop::collection::vec(any::<u32>(), 1..CONTEXT),
+    ) {
+        let tokens: Vec<u32> = tokens.iter().map(|t| t % shape.vocab_size as u32).collect();
+        let precision = if is_int8 { Precision::Int8 } else { Precision::AsStored };
+        let fused = Kernels::available().into_iter().filter(|&kernels| kernels != Kernels::Portable);
+        let logits = |kernels| {
+            let mut model = NativeModel::new(weights(&shape), options(kernels, 1, precision)).unwrap();
+            logits_of(&mut model, 0, &tokens, &[])
+        };
+        let all: Vec<_> = fused.map(logits).collect();
+        prop_assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+
+    #[test]
     fn every_processors_version_agrees_with_the_portable_one(
         shape in shapes(),
         is_int8 in any::<bool>(),
