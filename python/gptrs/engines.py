@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast, get_args
 import torch
 from torch import nn
 
-from gptrs.devices import choose_precision, has_amx
+from gptrs.devices import choose_precision
 from gptrs.engine import Answer, Choose, Engine, Model, PlainEngine
 from gptrs.errors import ConfigError
 from gptrs.model import GPTModel
@@ -91,8 +91,6 @@ def make_engine(
     if engine != "torch":
         own_dtype = None if is_int8 else cast("torch.dtype | None", dtype)
         reason = _why_torch(model, own_dtype, compile=compile, choose=choose)
-        if reason is None and engine == "auto" and not is_int8:
-            reason = _why_rather_torch(cast(GPTModel, model))
         if reason is None:
             return NativeEngine(
                 cast(GPTModel, model),
@@ -149,14 +147,6 @@ def _why_torch(
         if dtype != own:
             reason = f"its weights are {_short(own)}, not {_short(dtype)}"
     return reason
-
-
-def _why_rather_torch(model: GPTModel) -> str | None:
-    """Why PyTorch is to compute what Rust could as well, or None."""
-    # A token alone comes 1.6 times as fast from Rust, but a prompt takes six times as long.
-    if model.tok_emb.weight.dtype == torch.bfloat16 and has_amx():
-        return "with AMX it reads prompts faster in bfloat16"
-    return None
 
 
 def _torch_engine(

@@ -4,7 +4,7 @@
 //! ```text
 //!  extend ─► Pass: at most 256 tokens of any slots ─► forward, on all threads of the Pool ─► logits
 //!                                                        │
-//!                        products (tile, int8) ── attention over the Cache ── norms, GELU (math)
+//!                        products (tile, tiles, int8) ── attention over the Cache ── norms, GELU (math)
 //!                                                        │
 //!                               lanes: sixteen floats on AVX-512, AVX2 or anything
 //! ```
@@ -24,6 +24,7 @@ mod pool;
 mod shared;
 mod tables;
 mod tile;
+mod tiles;
 mod weights;
 
 pub use self::lanes::Kernels;
@@ -143,9 +144,12 @@ impl NativeModel {
             _ => Angles::default(),
         };
         let mut pool = Pool::new(threads);
+        let packed = match packed {
+            None if is_int8 => Some(pack(&weights, &mut pool, options.kernels)?),
+            given => given.filter(|_| is_int8),
+        };
         Ok(Self {
-            packed: is_int8
-                .then(|| packed.unwrap_or_else(|| pack(&weights, &mut pool, options.kernels))),
+            packed,
             options,
             angles,
             cache: Cache::new(extent, dtype)?,
@@ -167,7 +171,7 @@ impl NativeModel {
     /// Goes on with other weights of the same shapes; the slots keep what they hold.
     ///
     /// # Errors
-    /// `Setting`: they have other shapes.
+    /// `Setting`: they have other shapes. `NoMemory`. The model is as before.
     pub fn set_weights(&mut self, weights: Weights) -> Result<()> {
         weights.check(self.options.context_length)?;
         let facts = |w: &Weights| {
@@ -177,8 +181,7 @@ impl NativeModel {
             return Err(Error::Setting("the weights have other shapes than before".into()));
         }
         if self.packed.is_some() {
-            self.packed = None; // The old copies go before others are made.
-            self.packed = Some(pack(&weights, &mut self.pool, self.options.kernels));
+            self.packed = Some(pack(&weights, &mut self.pool, self.options.kernels)?);
         }
         self.weights = weights;
         Ok(())
@@ -297,7 +300,7 @@ impl NextLogits for NativeModel {
 }
 
 /// Every matrix in eight bits, on all threads.
-fn pack(weights: &Weights, pool: &mut Pool, kernels: Kernels) -> PackedWeights {
+fn pack(weights: &Weights, pool: &mut Pool, kernels: Kernels) -> Result<PackedWeights> {
     let found = kernels.found();
     let all = matrices(weights);
     let packed: Vec<_> = all.iter().map(|_| OnceLock::new()).collect();
@@ -308,7 +311,8 @@ fn pack(weights: &Weights, pool: &mut Pool, kernels: Kernels) -> PackedWeights {
             packed[left].get_or_init(|| Packed::of(all[left], found));
         }
     });
-    PackedWeights(Arc::new(packed.into_iter().filter_map(OnceLock::into_inner).collect()))
+    let packed: Result<_> = packed.into_iter().filter_map(OnceLock::into_inner).collect();
+    Ok(PackedWeights(Arc::new(packed?)))
 }
 
 /// Of each block Q, K, V, out_proj, ff.0, ff.2; at the end the output layer.

@@ -16,6 +16,10 @@ use super::tile::{Stored, tile};
 /// Queries that are computed side by side.
 pub const TOGETHER: usize = 4;
 
+/// How many bytes before their turn the memory is asked for values, a cache line at a time.
+const AHEAD: usize = 2048;
+const LINE: usize = 64;
+
 /// Cosines and sines of one position, half a head of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn<'a> {
@@ -223,6 +227,9 @@ impl Attend<'_> {
             for g in 0..G {
                 let value = &values[(s + g) * width + from..][..J * LANES].as_chunks::<LANES>().0;
                 for j in 0..J {
+                    if C == 1 && j % (LINE / size_of::<[W; LANES]>()) == 0 {
+                        simd.prefetch(value[j].as_ptr().wrapping_byte_add(AHEAD));
+                    }
                     let value = W::load(simd, &value[j]);
                     for c in 0..C {
                         let weight = simd.splat(weights[c][s + g]);
@@ -281,7 +288,13 @@ fn score<S: Simd, W: Stored, const R: usize, const C: usize>(
         }
         let sums = tile::<S, W, R, C>(simd, rows, queries, R * width);
         for (c, sums) in sums.iter().enumerate() {
-            scores[c * stride + key..][..height].copy_from_slice(&sums[..height]);
+            let scores = &mut scores[c * stride + key..][..height];
+            // A whole array is stored at once, a part of it by a call.
+            if let Some(scores) = scores.first_chunk_mut::<R>() {
+                *scores = *sums;
+            } else {
+                scores.copy_from_slice(&sums[..height]);
+            }
         }
     }
 }

@@ -15,18 +15,22 @@
     reason = "parts of common memory; each says which, and which barrier orders it"
 )]
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+
+use half::bf16;
 
 use super::attention::{Attend, Room, Turn};
 use super::cache::{Cache, Extent};
-use super::int8::{MatMulI8, Packed, Quantize, Quantized};
+use super::int8::{MatMulI8, Packed, PackedRows, Quantize, Quantized};
 use super::lanes::{Found, GROUP, LANES, dispatch};
 use super::math::{Gelu, LayerNorm};
 use super::numbers::{Floats, Numbers};
 use super::pool::Worker;
-use super::shared::Shared;
+use super::shared::{Columns, Shared};
 use super::tables::Angles;
 use super::tile::MatMul;
+use super::tiles::{self, MatMulBf16, ReadyTiles, SIDE, Tiles};
 use super::weights::{Linear, Norm, Positions, Weights};
 use crate::Result;
 
@@ -34,8 +38,10 @@ use crate::Result;
 pub const MOST_ROWS: usize = 256;
 /// Up to here every thread prepares all inputs for itself.
 const FEW_ROWS: usize = 2;
+/// The same where inputs are packed for tiles: who packs is as quick with sixteen as with three.
+const FEW_PACKED_ROWS: usize = SIDE;
 /// Rows of a matrix go to threads in multiples of this.
-const ROW_UNIT: usize = 8;
+const ROW_UNIT: usize = SIDE;
 
 /// Neighbouring tokens of one slot.
 #[derive(Debug, Clone, Copy)]
@@ -101,10 +107,11 @@ struct Own {
     norm: [Vec<f32>; 2],
 }
 
-/// What a product is given: normed, and in eight bits where the weights are.
+/// What a product is given: normed, in eight bits where the weights are, and packed for tiles.
 #[derive(Debug)]
 struct Inputs {
     normed: Shared<f32>,
+    pairs: Shared<u32>,
     bytes: Shared<i8>,
     starts: Shared<i32>,
     scales: Shared<f32>,
@@ -113,11 +120,15 @@ struct Inputs {
 impl Inputs {
     fn new(rows: usize, emb_dim: usize, widest: usize, is_int8: bool) -> Result<Self> {
         let what = "activations";
-        let padded = if is_int8 { rows * widest.next_multiple_of(GROUP) } else { 0 };
+        // Tiles take sixteen, whether all of them are meant or not.
+        let tiled = rows.next_multiple_of(SIDE);
+        let padded = if is_int8 { tiled * widest.next_multiple_of(GROUP) } else { 0 };
+        let pairs = if is_int8 { 0 } else { tiled * widest / 2 };
         Ok(Self {
             normed: Shared::new(rows * emb_dim, what)?,
+            pairs: Shared::new(pairs, what)?,
             bytes: Shared::new(padded, what)?,
-            starts: Shared::new(padded / 4, what)?,
+            starts: Shared::new(padded / GROUP, what)?,
             scales: Shared::new(padded / GROUP, what)?,
         })
     }
@@ -128,7 +139,7 @@ impl Arena {
         let (width, hidden) = (weights.emb_dim(), weights.hidden_dim());
         let what = "activations";
         let own = || {
-            let inputs = Inputs::new(FEW_ROWS, width, width.max(hidden), is_int8)?;
+            let inputs = Inputs::new(FEW_PACKED_ROWS, width, width.max(hidden), is_int8)?;
             let room = Room::default();
             Ok(Mutex::new(Own { inputs, widened: Vec::new(), room, norm: Default::default() }))
         };
@@ -154,7 +165,18 @@ pub fn forward(
     let mut own = arena.own[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
     let num_rows = pass.tokens.len();
     let rows = Vec::new();
-    let mut hand = Hand { worker, model, arena, pass, own: &mut own, num_rows, rows: &rows };
+    let tiles = model.found.tiles().map(Tiles::make_ready);
+    let mut hand = Hand {
+        worker,
+        model,
+        arena,
+        pass,
+        own: &mut own,
+        tiles,
+        num_rows,
+        rows: &rows,
+        is_few: true,
+    };
     hand.embed();
     for index in 0..model.weights.blocks.len() {
         hand.block(index);
@@ -175,10 +197,14 @@ struct Hand<'a> {
     arena: &'a Arena,
     pass: &'a Pass,
     own: &'a mut Own,
+    /// This thread's, if the processor has some.
+    tiles: Option<ReadyTiles>,
     /// Of the current products.
     num_rows: usize,
     /// Which rows of x these are; none: all.
     rows: &'a [usize],
+    /// Whether every thread has their inputs for itself.
+    is_few: bool,
 }
 
 /// Where a product's inputs are.
@@ -254,17 +280,20 @@ impl Hand<'_> {
         };
         let to_hidden = To { buffer: &arena.hidden, stride: hidden, write: Write::Set, ..to_x };
 
-        self.prepare(From::Normed, width, Some(&block.norm1));
+        self.prepare(From::Normed, &[&block.query, &block.key, &block.value], Some(&block.norm1));
         self.product(&block.query, packed[0], From::Normed, qkv(0));
         self.product(&block.key, packed[1], From::Normed, qkv(1));
         self.product(&block.value, packed[2], From::Normed, qkv(2));
-        self.worker.wait();
+        // Where every thread has made what its own heads need, none waits for others.
+        if !self.has_own_heads() {
+            self.worker.wait();
+        }
         self.attend(index);
         self.worker.wait();
-        self.prepare(From::Attended, width, None);
+        self.prepare(From::Attended, &[&block.out], None);
         self.product(&block.out, packed[3], From::Attended, to_x);
         self.worker.wait();
-        self.prepare(From::Normed, width, Some(&block.norm2));
+        self.prepare(From::Normed, &[&block.up], Some(&block.norm2));
         let mine = self.product(&block.up, packed[4], From::Normed, to_hidden);
         for row in 0..self.num_rows {
             let start = row * hidden;
@@ -273,7 +302,7 @@ impl Hand<'_> {
             dispatch(self.model.found, Gelu(columns));
         }
         self.worker.wait();
-        self.prepare(From::Hidden, hidden, None);
+        self.prepare(From::Hidden, &[&block.down], None);
         self.product(&block.down, packed[5], From::Hidden, to_x);
         self.worker.wait();
     }
@@ -282,7 +311,7 @@ impl Hand<'_> {
     fn head(&mut self, logits: &Shared<f32>) {
         let weights = self.model.weights;
         let vocab_size = weights.vocab_size();
-        self.prepare(From::Normed, self.width(), Some(&weights.norm));
+        self.prepare(From::Normed, &[&weights.head], Some(&weights.norm));
         let packed = self.model.packed.and_then(|all| all.last());
         let to = To {
             buffer: logits,
@@ -294,60 +323,106 @@ impl Hand<'_> {
         self.product(&weights.head, packed, From::Normed, to);
     }
 
-    /// Whether every thread has all inputs for itself.
-    fn is_few(&self) -> bool {
-        self.num_rows <= FEW_ROWS
+    /// Whether a matrix is multiplied on tiles as it lies.
+    fn is_tiled(&self, linear: &Linear) -> bool {
+        self.tiles.is_some() && self.model.packed.is_none() && tiles::fit(&linear.weight)
     }
 
-    /// Makes inputs ready: normed, and in eight bits, where that is to be.
-    fn prepare(&mut self, from: From, width: usize, norm: Option<&Norm>) {
+    /// Makes the inputs of some layers ready: normed, and in the form that their products take.
+    ///
+    /// Of few, every thread does so for itself.
+    fn prepare(&mut self, from: From, layers: &[&Linear], norm: Option<&Norm>) {
+        let width = layers[0].weight.columns;
         let is_int8 = self.model.packed.is_some();
-        if norm.is_none() && !is_int8 {
+        let is_tiled = layers.iter().any(|layer| self.is_tiled(layer));
+        self.is_few = self.num_rows <= if is_tiled { FEW_PACKED_ROWS } else { FEW_ROWS };
+        if norm.is_none() && !is_int8 && !is_tiled {
             return;
         }
-        let (is_few, found) = (self.is_few(), self.model.found);
-        let rows = if is_few { 0..self.num_rows } else { self.worker.share(self.num_rows, 1) };
-        let Own { inputs: own, norm: rooms, .. } = &mut *self.own;
-        let inputs = if is_few { &*own } else { &self.arena.inputs };
-        let [scale_room, shift_room] = rooms;
-        let norm = norm.map(|norm| {
-            let scale = norm.scale.floats().widened(scale_room);
-            (scale, norm.shift.floats().widened(shift_room), norm.eps)
-        });
-        for row in rows {
-            let span = row * width..(row + 1) * width;
-            // SAFETY: this row of the inputs is this thread's, as all of its own are, until the barrier;
-            // nobody writes to x, the attended or the hidden numbers before it.
-            let x: &[f32] = unsafe {
-                match (from, norm) {
-                    (From::Attended, _) => self.arena.attended.read(span),
-                    (From::Hidden, _) => self.arena.hidden.read(span),
-                    (From::Normed, None) => inputs.normed.read(span),
-                    (From::Normed, Some((scale, shift, eps))) => {
-                        let source = self.rows.get(row).copied().unwrap_or(row);
-                        let x = self.arena.x.read(source * width..(source + 1) * width);
-                        let out = inputs.normed.write(span);
-                        dispatch(found, LayerNorm { x, scale, shift, eps, out: &mut *out });
-                        out
-                    }
-                }
-            };
-            if is_int8 {
-                let padded = width.next_multiple_of(GROUP);
-                let start = row * padded;
-                // SAFETY: as above.
-                let (bytes, starts, scales) = unsafe {
-                    (
-                        inputs.bytes.write(start..start + padded),
-                        inputs.starts.write(start / 4..(start + padded) / 4),
-                        inputs.scales.write(start / GROUP..(start + padded) / GROUP),
-                    )
-                };
-                dispatch(found, Quantize { x, bytes, starts, scales });
+        let unit = if is_tiled { SIDE } else { 1 };
+        let rows =
+            if self.is_few { 0..self.num_rows } else { self.worker.share(self.num_rows, unit) };
+        if let Some(norm) = norm {
+            self.norm(norm, rows.clone());
+        }
+        if is_int8 {
+            self.quantize(from, width, rows);
+        } else if is_tiled {
+            self.pack(from, width, rows);
+        }
+        if !self.is_few {
+            self.worker.wait();
+        }
+    }
+
+    fn inputs(&self) -> &Inputs {
+        if self.is_few { &self.own.inputs } else { &self.arena.inputs }
+    }
+
+    /// Some rows of what a product gets, as floats.
+    ///
+    /// # Safety
+    /// They were written before the last barrier, or by this thread; nobody writes before the next.
+    unsafe fn floats(&self, from: From, width: usize, rows: Range<usize>) -> &[f32] {
+        let span = rows.start * width..rows.end * width;
+        // SAFETY: the caller's.
+        unsafe {
+            match from {
+                From::Normed => self.inputs().normed.read(span),
+                From::Attended => self.arena.attended.read(span),
+                From::Hidden => self.arena.hidden.read(span),
             }
         }
-        if !is_few {
-            self.worker.wait();
+    }
+
+    fn norm(&mut self, norm: &Norm, rows: Range<usize>) {
+        let (width, arena) = (self.width(), self.arena);
+        let Own { inputs: own, norm: [scale_room, shift_room], .. } = &mut *self.own;
+        let inputs = if self.is_few { &*own } else { &arena.inputs };
+        let scale = norm.scale.floats().widened(scale_room);
+        let shift = norm.shift.floats().widened(shift_room);
+        for row in rows {
+            let source = self.rows.get(row).copied().unwrap_or(row);
+            // SAFETY: this row of the inputs is this thread's, as all of its own are, until the barrier;
+            // nobody writes to x before it.
+            let (x, out) = unsafe {
+                let x = arena.x.read(source * width..(source + 1) * width);
+                (x, inputs.normed.write(row * width..(row + 1) * width))
+            };
+            dispatch(self.model.found, LayerNorm { x, scale, shift, eps: norm.eps, out });
+        }
+    }
+
+    fn quantize(&self, from: From, width: usize, rows: Range<usize>) {
+        let (inputs, padded) = (self.inputs(), width.next_multiple_of(GROUP));
+        for row in rows {
+            let start = row * padded;
+            let groups = start / GROUP..(start + padded) / GROUP;
+            // SAFETY: this row is this thread's until the barrier; so were its floats, or they were
+            // written before the last.
+            let job = unsafe {
+                Quantize {
+                    x: self.floats(from, width, row..row + 1),
+                    bytes: inputs.bytes.write(start..start + padded),
+                    starts: inputs.starts.write(groups.clone()),
+                    scales: inputs.scales.write(groups),
+                }
+            };
+            dispatch(self.model.found, job);
+        }
+    }
+
+    fn pack(&self, from: From, width: usize, rows: Range<usize>) {
+        let Some(tiles) = &self.tiles else { return };
+        for first in rows.clone().step_by(SIDE) {
+            let place = first * width / 2;
+            // SAFETY: these sixteen rows are this thread's until the barrier; so were their floats, or
+            // they were written before the last.
+            let (x, out) = unsafe {
+                let x = self.floats(from, width, first..rows.end.min(first + SIDE));
+                (x, self.inputs().pairs.write(place..place + SIDE * width / 2))
+            };
+            tiles.pack(x, width, out);
         }
     }
 
@@ -358,13 +433,12 @@ impl Hand<'_> {
         packed: Option<&Packed>,
         from: From,
         to: To<'_>,
-    ) -> std::ops::Range<usize> {
+    ) -> Range<usize> {
         let mine = self.worker.share(linear.weight.rows, ROW_UNIT);
         if mine.is_empty() {
             return mine;
         }
-        let (num_inputs, columns) = (self.num_rows, linear.weight.columns);
-        let num_rows = to.first_row + num_inputs;
+        let num_rows = to.first_row + self.num_rows;
         let place = to.first_column + mine.start..to.first_column + mine.end;
         // SAFETY: these columns are this thread's, until the next barrier.
         let mut out = unsafe { to.buffer.columns(num_rows, to.stride, place) };
@@ -374,39 +448,72 @@ impl Hand<'_> {
             begin(out.row(row), bias, to.write);
         }
         let out = out.skip_rows(to.first_row);
-        let Own { inputs: own, widened, .. } = &mut *self.own;
-        let inputs = if num_inputs <= FEW_ROWS { &*own } else { &self.arena.inputs };
-        let found = self.model.found;
-        if let Some(packed) = packed {
-            let padded = columns.next_multiple_of(GROUP);
-            let end = num_inputs * padded;
-            // SAFETY: `prepare` has written them, and nobody does before the next barrier.
-            let inputs = unsafe {
-                Quantized {
-                    bytes: inputs.bytes.read(0..end),
-                    starts: inputs.starts.read(0..end / 4),
-                    scales: inputs.scales.read(0..end / GROUP),
-                    padded,
-                }
-            };
-            let rows = packed.rows(mine.clone());
-            dispatch(found, MatMulI8 { rows, inputs, num_inputs, out });
-            return mine;
+        match (packed, linear.weight.numbers.floats()) {
+            (Some(packed), _) => self.multiply_i8(packed.rows(mine.clone()), linear, out),
+            (None, Floats::Bf16(matrix)) if self.is_tiled(linear) => {
+                self.multiply_tiled(matrix, mine.clone(), linear, out);
+            }
+            (None, rows) => {
+                let columns = linear.weight.columns;
+                let rows = rows.part(mine.start * columns, mine.len() * columns);
+                self.multiply(rows, columns, from, out);
+            }
         }
-        let span = 0..num_inputs * columns;
+        mine
+    }
+
+    fn multiply(&mut self, rows: Floats<'_>, columns: usize, from: From, out: Columns<'_>) {
+        let num_inputs = self.num_rows;
+        let mut room = std::mem::take(&mut self.own.widened);
         // SAFETY: written before the last barrier, or by `prepare`; nobody writes before the next.
+        let inputs = unsafe { self.floats(from, columns, 0..num_inputs) };
+        let job = MatMul { rows, columns, inputs, num_inputs, out, room: &mut room };
+        dispatch(self.model.found, job);
+        self.own.widened = room;
+    }
+
+    fn multiply_tiled(
+        &self,
+        matrix: &[bf16],
+        rows: Range<usize>,
+        linear: &Linear,
+        out: Columns<'_>,
+    ) {
+        let Some(tiles) = &self.tiles else { return };
+        let (num_inputs, columns) = (self.num_rows, linear.weight.columns);
+        let end = num_inputs.next_multiple_of(SIDE) * columns / 2;
+        // SAFETY: `prepare` has written them, and nobody does before the next barrier.
+        let inputs = unsafe { self.inputs().pairs.read(0..end) };
+        tiles.multiply_bf16(MatMulBf16 { matrix, columns, rows, inputs, num_inputs, out });
+    }
+
+    fn multiply_i8(&self, rows: PackedRows<'_>, linear: &Linear, out: Columns<'_>) {
+        let (num_inputs, all) = (self.num_rows, self.inputs());
+        let padded = linear.weight.columns.next_multiple_of(GROUP);
+        // One alone is quicker without tiles; the sums are the same.
+        let tiles = self.tiles.as_ref().filter(|_| num_inputs > 1);
+        let end = num_inputs.next_multiple_of(SIDE) * padded;
+        // SAFETY: `prepare` has written what is meant of them, and nobody does before the next barrier.
         let inputs = unsafe {
-            match from {
-                From::Normed => inputs.normed.read(span),
-                From::Attended => self.arena.attended.read(span),
-                From::Hidden => self.arena.hidden.read(span),
+            Quantized {
+                bytes: all.bytes.read(0..end),
+                starts: all.starts.read(0..end / GROUP),
+                scales: all.scales.read(0..end / GROUP),
+                padded,
             }
         };
-        let rows = linear.weight.numbers.floats();
-        let rows = rows.part(mine.start * columns, mine.len() * columns);
-        let job = MatMul { rows, columns, inputs, num_inputs, out, room: widened };
-        dispatch(found, job);
-        mine
+        let job = MatMulI8 { rows, inputs, num_inputs, out };
+        match tiles {
+            Some(tiles) => tiles.multiply_i8(job),
+            None => dispatch(self.model.found, job),
+        }
+    }
+
+    /// Whether the rows of Q, K and V that each thread makes are whole heads.
+    fn has_own_heads(&self) -> bool {
+        let weights = self.model.weights;
+        weights.num_heads.is_multiple_of(self.worker.count)
+            && (weights.head_dim() * weights.num_heads / self.worker.count).is_multiple_of(ROW_UNIT)
     }
 
     /// This thread's heads of all spans.
@@ -414,8 +521,16 @@ impl Hand<'_> {
         let weights = self.model.weights;
         let (width, head_dim) = (self.width(), weights.head_dim());
         let Extent { heads, width: padded, .. } = self.model.cache.extent();
-        let tasks = self.pass.spans.len() * heads;
-        for task in (self.worker.index..tasks).step_by(self.worker.count) {
+        let tasks = 0..self.pass.spans.len() * heads;
+        let (own, has_own) = (self.worker.share(heads, 1), self.has_own_heads());
+        let is_mine = |task: &usize| {
+            if has_own {
+                own.contains(&(task % heads))
+            } else {
+                task % self.worker.count == self.worker.index
+            }
+        };
+        for task in tasks.filter(is_mine) {
             let (span, head) = (self.pass.spans[task / heads], task % heads);
             let (first, rows) = (span.first_row, self.num_rows);
             let column = head * head_dim;

@@ -3,52 +3,88 @@
 //! ```text
 //! weight = (byte - 128) * scale of the row          byte in 1..=255
 //! input  = byte * scale of the group                byte in -127..=127
+//!
+//!            4 columns   the next 4         a block: 16 rows, lane l the l-th of them;
+//!  row 0     b b b b  │  b b b b  │         what is multiplied with four bytes of an input
+//!  row 1     b b b b  │  b b b b  │ ...     at once lies together: 64 bytes
+//!  ...16     64 bytes │  64 bytes │
 //! ```
 //!
-//! Products of unsigned weights and signed inputs are what AVX-512 VNNI has an instruction for. The 128
+//! Products of unsigned weights and signed inputs are what processors have instructions for. The 128
 //! that every weight has too much is taken off by a start of -128 times the inputs' sum: it is the
-//! same for all rows. Sums within a group are whole numbers, so their order is no matter.
+//! same for all rows. Sums within a group are whole numbers, so their order is no matter; groups are added
+//! in order. A lane is a row, so nothing is ever summed across lanes.
 
 use super::lanes::{Found, GROUP, LANES, Simd, Work, dispatch};
 use super::math::{filled, largest_of};
-use super::shared::Columns;
-use super::tile::sum_all;
+use super::shared::{Columns, Shared};
 use super::weights::Matrix;
+use crate::Result;
+
+/// Bytes of a block for one group of columns.
+pub const BLOCK_GROUP: usize = LANES * GROUP;
 
 /// A matrix in eight bits.
 #[derive(Debug)]
 pub struct Packed {
-    /// Rows, each filled up with 128 (0) to whole groups.
-    bytes: Vec<u8>,
+    /// Block behind block, each filled up with 128 (0) to whole groups and sixteen rows.
+    bytes: Shared<u8>,
+    /// One a row, also of those that fill up.
     scales: Vec<f32>,
+    rows: usize,
     padded: usize,
 }
 
 impl Packed {
     /// Rounds every weight to the nearest of the 255 that its row has.
-    pub fn of(matrix: &Matrix, found: Found) -> Self {
+    ///
+    /// # Errors
+    /// `NoMemory`.
+    pub fn of(matrix: &Matrix, found: Found) -> Result<Self> {
         let padded = matrix.columns.next_multiple_of(GROUP);
-        let mut packed =
-            Self { bytes: vec![0; matrix.rows * padded], scales: vec![0.0; matrix.rows], padded };
-        let mut room = Vec::new();
-        let rows = packed.bytes.chunks_mut(padded.max(1)).zip(&mut packed.scales);
-        for (row, (bytes, scale)) in rows.enumerate() {
-            let weights = matrix.row(row).widened(&mut room);
-            dispatch(found, PackRow { weights, bytes, scale });
+        let padded_rows = matrix.rows.next_multiple_of(LANES);
+        let mut packed = Self {
+            bytes: Shared::new(padded_rows * padded, "weights in eight bits")?,
+            scales: vec![0.0; padded_rows],
+            rows: matrix.rows,
+            padded,
+        };
+        let mut wide = Vec::new();
+        let mut row_bytes = vec![0; padded];
+        let (scales, _) = packed.scales.as_chunks_mut::<LANES>();
+        for (block, (bytes, scales)) in
+            packed.bytes.get_mut().chunks_mut((LANES * padded).max(1)).zip(scales).enumerate()
+        {
+            for (lane, scale) in scales.iter_mut().enumerate() {
+                let row = block * LANES + lane;
+                if row < matrix.rows {
+                    let weights = matrix.row(row).widened(&mut wide);
+                    dispatch(found, PackRow { weights, bytes: &mut row_bytes, scale });
+                } else {
+                    row_bytes.fill(128);
+                }
+                let places = bytes.as_chunks_mut::<4>().0.iter_mut().skip(lane).step_by(LANES);
+                for (place, four) in places.zip(row_bytes.as_chunks::<4>().0) {
+                    *place = *four;
+                }
+            }
         }
-        packed
+        Ok(packed)
     }
 
     /// Whether it may be a copy of this matrix.
     pub fn fits(&self, matrix: &Matrix) -> bool {
-        (self.scales.len(), self.padded) == (matrix.rows, matrix.columns.next_multiple_of(GROUP))
+        (self.rows, self.padded) == (matrix.rows, matrix.columns.next_multiple_of(GROUP))
     }
 
-    /// Neighbouring rows.
+    /// Neighbouring rows, from the first of a block on.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> PackedRows<'_> {
+        assert!(rows.start.is_multiple_of(LANES) && rows.end <= self.rows, "{rows:?}");
+        let end = rows.end.next_multiple_of(LANES);
         PackedRows {
-            bytes: &self.bytes[rows.start * self.padded..rows.end * self.padded],
-            scales: &self.scales[rows],
+            bytes: &self.bytes.get()[rows.start * self.padded..end * self.padded],
+            scales: &self.scales[rows.start..end],
+            count: rows.len(),
         }
     }
 }
@@ -84,8 +120,12 @@ impl Work for PackRow<'_> {
 /// Some rows of a packed matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct PackedRows<'a> {
-    bytes: &'a [u8],
-    scales: &'a [f32],
+    /// Whole blocks.
+    pub bytes: &'a [u8],
+    /// Of all rows in them.
+    pub scales: &'a [f32],
+    /// How many rows are meant.
+    pub count: usize,
 }
 
 /// What a byte stands for, and its reciprocal. Numbers that are none stay it.
@@ -112,7 +152,7 @@ fn scale_of<S: Simd>(simd: S, numbers: &[[f32; LANES]]) -> (f32, f32) {
 #[derive(Debug, Clone, Copy)]
 pub struct Quantized<'a> {
     pub bytes: &'a [i8],
-    /// -128 times the sum of every four bytes.
+    /// One a group: -128 times the sum of its bytes.
     pub starts: &'a [i32],
     /// One a group.
     pub scales: &'a [f32],
@@ -135,9 +175,8 @@ impl Work for Quantize<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (bytes, _) = self.bytes.as_chunks_mut::<GROUP>();
-        let (starts, _) = self.starts.as_chunks_mut::<LANES>();
-        let groups = bytes.iter_mut().zip(starts).zip(self.scales);
-        for (x, ((bytes, starts), place)) in self.x.chunks(GROUP).zip(groups) {
+        let groups = bytes.iter_mut().zip(self.starts).zip(self.scales);
+        for (x, ((bytes, start), place)) in self.x.chunks(GROUP).zip(groups) {
             let x: [f32; GROUP] = filled(x, 0.0);
             let (quarters, _) = x.as_chunks::<LANES>();
             let (scale, factor) = scale_of(simd, quarters);
@@ -145,9 +184,7 @@ impl Work for Quantize<'_> {
             for (x, bytes) in quarters.iter().zip(bytes.as_chunks_mut::<LANES>().0) {
                 *bytes = simd.to_i8(simd.mul(simd.load(x), simd.splat(factor)));
             }
-            for (start, four) in starts.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *start = -128 * four.iter().map(|&byte| i32::from(byte)).sum::<i32>();
-            }
+            *start = -128 * bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>();
         }
     }
 }
@@ -160,107 +197,106 @@ pub struct MatMulI8<'a> {
     pub out: Columns<'a>,
 }
 
-/// The most inputs of a tile.
-const MOST_INPUTS: usize = 6;
-/// Rows of a tile with a single input.
-const MOST_HEIGHT: usize = 8;
-/// Rows that stay in L2 while inputs pass by.
-const BLOCK_ROWS: usize = 128;
-
 impl Work for MatMulI8<'_> {
     type Output = ();
     const HAS_BYTES: bool = true;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let num_rows = self.rows.scales.len();
-        let height = if self.num_inputs > MOST_INPUTS { BLOCK_ROWS } else { MOST_HEIGHT };
-        let mut first = 0;
-        while first < num_rows {
-            let rows = first..num_rows.min(first + height);
+        let num_blocks = self.rows.scales.len() / LANES;
+        let mut block = 0;
+        while block < num_blocks {
+            // One input alone takes several blocks at once: a sum's every step waits for the one before.
+            let height = if self.num_inputs == 1 && num_blocks - block >= 4 { 4 } else { 1 };
             let mut input = 0;
             while input < self.num_inputs {
-                let rows = rows.clone();
                 input += match self.num_inputs - input {
-                    1 => self.meet::<S, MOST_HEIGHT, 1>(simd, rows, input),
-                    2 => self.meet::<S, 4, 2>(simd, rows, input),
-                    3 | 4 | 7 | 8 => self.meet::<S, 4, 4>(simd, rows, input),
-                    _ => self.meet::<S, 4, MOST_INPUTS>(simd, rows, input),
+                    1 if height == 4 => self.meet::<S, 4, 1>(simd, block, input),
+                    1 => self.meet::<S, 1, 1>(simd, block, input),
+                    2 => self.meet::<S, 1, 2>(simd, block, input),
+                    3 | 4 => self.meet::<S, 1, 4>(simd, block, input),
+                    _ => self.meet::<S, 1, 8>(simd, block, input),
                 };
             }
-            first = rows.end;
+            block += height;
         }
     }
 }
 
 impl MatMulI8<'_> {
-    /// C inputs with a block of rows, R at a time: how many inputs there were.
+    /// C inputs with B blocks of rows: how many inputs there were.
     #[inline(always)]
-    fn meet<S: Simd, const R: usize, const C: usize>(
+    fn meet<S: Simd, const B: usize, const C: usize>(
         &mut self,
         simd: S,
-        rows: std::ops::Range<usize>,
+        block: usize,
         input: usize,
     ) -> usize {
         let num_inputs = C.min(self.num_inputs - input);
-        for row in rows.clone().step_by(R) {
-            let height = R.min(rows.end - row);
-            let sums = self.tile::<S, R, C>(simd, row, height, input, num_inputs);
-            let scales = &self.rows.scales[row..row + height];
+        let sums = self.sums::<S, B, C>(simd, block, input, num_inputs);
+        for b in 0..B {
+            let first = (block + b) * LANES;
+            let scales = simd.load(&self.rows.scales.as_chunks::<LANES>().0[block + b]);
+            let height = LANES.min(self.rows.count - first);
             for (c, sums) in sums.iter().enumerate().take(num_inputs) {
-                let out = &mut self.out.row(input + c)[row..row + height];
-                for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
-                    *out += sum * scale;
+                let out = &mut self.out.row(input + c)[first..first + height];
+                if let Some(out) = out.first_chunk_mut::<LANES>() {
+                    simd.store(simd.mul_add(sums[b], scales, simd.load(out)), out);
+                } else {
+                    let mut all = filled(out, 0.0);
+                    simd.store(simd.mul_add(sums[b], scales, simd.load(&all)), &mut all);
+                    out.copy_from_slice(&all[..height]);
                 }
             }
         }
         num_inputs
     }
 
-    /// R x C sums; where there are fewer rows or inputs, the last counts several times.
+    /// B x C sums of sixteen rows each; where there are fewer inputs, the last counts several times.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const C: usize>(
+    #[allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
+    fn sums<S: Simd, const B: usize, const C: usize>(
         &self,
         simd: S,
-        row: usize,
-        height: usize,
+        block: usize,
         input: usize,
         num_inputs: usize,
-    ) -> [[f32; R]; C] {
-        let padded = self.inputs.padded;
+    ) -> [[S::F; B]; C] {
+        let Quantized { bytes, starts, scales, padded } = self.inputs;
         let count = padded / GROUP;
-        let mut rows = [&[[0_u8; GROUP]; 0][..]; R];
-        for (r, part) in rows.iter_mut().enumerate() {
-            let bytes = &self.rows.bytes[(row + r.min(height - 1)) * padded..][..padded];
-            *part = &bytes.as_chunks::<GROUP>().0[..count];
+        let mut blocks = [&[[[0_u8; GROUP]; LANES]; 0][..]; B];
+        for b in 0..B {
+            let rows = &self.rows.bytes[(block + b) * LANES * padded..][..LANES * padded];
+            blocks[b] = &rows.as_chunks::<GROUP>().0.as_chunks::<LANES>().0[..count];
         }
-        let mut inputs = [&[[0_i8; GROUP]; 0][..]; C];
-        let mut starts = [&[[0_i32; LANES]; 0][..]; C];
-        let mut scales = [&[0.0_f32; 0][..]; C];
+        let mut inputs = [&[[[0_i8; 4]; LANES]; 0][..]; C];
+        let (mut input_starts, mut input_scales) = ([&starts[..0]; C], [&scales[..0]; C]);
         for c in 0..C {
             let at = input + c.min(num_inputs - 1);
-            inputs[c] = &self.inputs.bytes[at * padded..].as_chunks::<GROUP>().0[..count];
-            starts[c] = &self.inputs.starts[at * padded / 4..].as_chunks::<LANES>().0[..count];
-            scales[c] = &self.inputs.scales[at * count..][..count];
+            let fours = bytes[at * padded..][..padded].as_chunks::<4>().0;
+            inputs[c] = &fours.as_chunks::<LANES>().0[..count];
+            input_starts[c] = &starts[at * count..][..count];
+            input_scales[c] = &scales[at * count..][..count];
         }
-        let mut sums = [[simd.splat(0.0); R]; C];
+        let mut sums = [[simd.splat(0.0); B]; C];
         for k in 0..count {
-            for c in 0..C {
-                let scale = simd.splat(scales[c][k]);
-                for r in 0..R {
-                    if C == 1 {
-                        // The next rows.
-                        simd.prefetch(rows[r].as_ptr().wrapping_add(R * count + k));
+            let mut whole = [[simd.no_sums(); B]; C];
+            for q in 0..LANES {
+                for b in 0..B {
+                    let weights = &blocks[b][k][q];
+                    for c in 0..C {
+                        whole[c][b] = simd.add_products(whole[c][b], weights, inputs[c][k][q]);
                     }
-                    let products = simd.dot_i8(&rows[r][k], &inputs[c][k], &starts[c][k]);
-                    sums[c][r] = simd.mul_add(products, scale, sums[c][r]);
+                }
+            }
+            for c in 0..C {
+                let scale = simd.splat(input_scales[c][k]);
+                for b in 0..B {
+                    let products = simd.sums_to_floats(whole[c][b], input_starts[c][k]);
+                    sums[c][b] = simd.mul_add(products, scale, sums[c][b]);
                 }
             }
         }
-        let mut out = [[0.0; R]; C];
-        for c in 0..C {
-            sum_all(simd, &sums[c], &mut out[c]);
-        }
-        out
+        sums
     }
 }

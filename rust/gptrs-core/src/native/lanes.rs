@@ -12,6 +12,8 @@ mod x86;
 
 use half::bf16;
 
+use super::tiles::Tiles;
+
 /// How many floats.
 pub const LANES: usize = 16;
 /// How many int8 products lie between two roundings.
@@ -20,7 +22,9 @@ pub const GROUP: usize = 64;
 /// A kind of processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernels {
-    /// x86-64 with AVX-512 F; with VNNI, where bytes are multiplied, or else AVX2 does that.
+    /// As `Avx512`, and tiles of bytes and of bfloat16 by AMX.
+    Amx,
+    /// x86-64 with AVX-512 F and VL; with VNNI, where bytes are multiplied, or else AVX2 does that.
     Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
@@ -47,6 +51,7 @@ impl Kernels {
     /// A short name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Amx => "amx",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
@@ -63,11 +68,18 @@ impl Kernels {
 #[derive(Debug, Clone, Copy)]
 pub struct Found(Kernels);
 
+impl Found {
+    /// Its tiles, if it has some.
+    pub fn tiles(self) -> Option<Tiles> {
+        if self.0 == Kernels::Amx { Tiles::find() } else { None }
+    }
+}
+
 /// Something to be compiled for each kind of processor.
 pub trait Work {
     /// What it gives.
     type Output;
-    /// Whether it calls `dot_i8`.
+    /// Whether it calls `add_products`.
     const HAS_BYTES: bool;
     /// Does it. To be marked `#[inline(always)]`, with all that it calls.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
@@ -85,6 +97,8 @@ pub fn dispatch<W: Work>(found: Found, work: W) -> W::Output {
 pub trait Simd: Copy {
     /// The lanes.
     type F: Copy;
+    /// Whole numbers on their way to sums, a lane each.
+    type I: Copy;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
@@ -109,8 +123,12 @@ pub trait Simd: Copy {
     fn sum4(self, a: [Self::F; 4]) -> [f32; 4];
     /// To the nearest whole numbers, halves to the even one, of lanes in -127..=127.
     fn to_i8(self, a: Self::F) -> [i8; LANES];
-    /// Lane l: the products 4 l .. 4 l + 4 of weights and inputs, added to `start`, as a float.
-    fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F;
+    /// Zeros.
+    fn no_sums(self) -> Self::I;
+    /// Adds to lane l the products of its weights, 4 l .. 4 l + 4, and the four inputs.
+    fn add_products(self, sums: Self::I, weights: &[u8; GROUP], inputs: [i8; 4]) -> Self::I;
+    /// The sums and `start`, exactly, as floats.
+    fn sums_to_floats(self, sums: Self::I, start: i32) -> Self::F;
     /// Reads a place soon.
     fn prefetch<T>(self, place: *const T);
 }
@@ -134,6 +152,7 @@ macro_rules! each {
 
 impl Simd for Portable {
     type F = [f32; LANES];
+    type I = [i32; LANES];
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -219,14 +238,24 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn dot_i8(self, weights: &[u8; GROUP], inputs: &[i8; GROUP], start: &[i32; LANES]) -> Self::F {
-        each!(l => {
-            let mut sum = start[l];
-            for i in 4 * l..4 * l + 4 {
-                sum += i32::from(weights[i]) * i32::from(inputs[i]);
+    fn no_sums(self) -> Self::I {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn add_products(self, sums: Self::I, weights: &[u8; GROUP], inputs: [i8; 4]) -> Self::I {
+        let mut out = sums;
+        for l in 0..LANES {
+            for i in 0..4 {
+                out[l] += i32::from(weights[4 * l + i]) * i32::from(inputs[i]);
             }
-            sum as f32
-        })
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn sums_to_floats(self, sums: Self::I, start: i32) -> Self::F {
+        each!(l => (sums[l] + start) as f32)
     }
 
     #[inline(always)]

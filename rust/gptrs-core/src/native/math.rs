@@ -85,9 +85,13 @@ fn fold<S: Simd>(simd: S, row: &[f32], add: impl Fn(S::F, S::F) -> S::F) -> S::F
     sum
 }
 
-/// A row's last numbers, and `filler` behind them.
+/// A row's last numbers, at most N, and `filler` behind them.
 #[inline(always)]
 pub fn filled<T: Copy, const N: usize>(tail: &[T], filler: T) -> [T; N] {
+    // Known lengths need no call to copy them.
+    if let Some(whole) = tail.first_chunk::<N>() {
+        return *whole;
+    }
     let mut lanes = [filler; N];
     lanes[..tail.len()].copy_from_slice(tail);
     lanes

@@ -13,11 +13,12 @@ use super::{PyNativeModel, PyWeights, to_py_err};
 /// How often to hear Ctrl-C, and to ask whether the model has changed. Asking takes the GIL, which
 /// others may hold for a while; a step of a small model takes some 20 microseconds.
 const BETWEEN_CHECKS: Duration = Duration::from_millis(20);
-/// Prompts are read in parts that take about as long.
-const A_PART: Duration = Duration::from_millis(70);
-/// How many tokens such a part has before its time is known, and at least: fewer are read no faster.
-const FIRST_PART: usize = 32;
-const LEAST_PART: usize = 16;
+/// Prompts are read in parts that take about as long as people wait without noticing.
+const A_PART: Duration = Duration::from_millis(200);
+/// How many tokens such a part has before its time is known, and at least: all weights are read for
+/// each part, which takes as long as some thirty tokens do.
+const FIRST_PART: usize = 64;
+const LEAST_PART: usize = 32;
 /// More tokens at once are read no faster either.
 const LARGEST_PART: usize = 2048;
 
