@@ -35,7 +35,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use self::cache::{Cache, Extent};
-use self::forward::{Arena, MOST_ROWS, Model, Pass, Span, forward, padded_head};
+use self::forward::{Arena, MOST_ROWS, Model, Pass, Span, forward};
+use self::lanes::padded;
 use self::int8::Packed;
 use self::pool::Pool;
 use self::shared::Shared;
@@ -131,8 +132,8 @@ impl NativeModel {
             layers: weights.blocks.len(),
             slots,
             heads: weights.num_heads,
-            context: context_length,
-            width: padded_head(weights.head_dim()),
+            context: padded(context_length),
+            width: padded(weights.head_dim()),
         };
         let dtype = match weights.tokens.numbers.dtype() {
             FloatType::F32 if !is_int8 => FloatType::F32,

@@ -11,12 +11,14 @@ use super::cache::HeadCache;
 use super::lanes::{LANES, Simd, Work};
 use super::math::softmax;
 use super::shared::Columns;
-use super::tile::{Stored, tile};
+use super::tile::Stored;
 
 /// Queries that are computed side by side.
 pub const TOGETHER: usize = 4;
 
-/// How many bytes before their turn the memory is asked for values, a cache line at a time.
+/// Sixteens of keys that are computed side by side.
+const BLOCKS: usize = 4;
+/// How many bytes before their turn the memory is asked for keys and values, a cache line at a time.
 const AHEAD: usize = 2048;
 const LINE: usize = 64;
 
@@ -91,8 +93,10 @@ impl Attend<'_> {
             let at = (self.start + t) * self.width;
             let [_, key, value] = self.parts(t);
             self.turn(t, key, &mut turned);
-            for (place, &x) in keys[at..at + self.head_dim].iter_mut().zip(&turned) {
-                *place = to(x);
+            let (block, lane) = ((self.start + t) / LANES, (self.start + t) % LANES);
+            let places = &mut keys[block * LANES * self.width..][..LANES * self.head_dim];
+            for (place, &x) in places.as_chunks_mut::<LANES>().0.iter_mut().zip(&turned) {
+                place[lane] = to(x);
             }
             for (place, &x) in values[at..at + self.head_dim].iter_mut().zip(value) {
                 *place = to(x);
@@ -176,11 +180,7 @@ impl Attend<'_> {
         for (c, row) in rows.iter_mut().enumerate() {
             *row = &queries[c * width..(c + 1) * width];
         }
-        if C == 1 {
-            score::<S, W, 8, C>(simd, keys, seen, rows, scores, stride);
-        } else {
-            score::<S, W, 4, C>(simd, keys, seen, rows, scores, stride);
-        }
+        self.score(simd, keys, seen, rows, scores);
         let mut factors = [0.0; C];
         for (c, row) in scores.chunks_exact_mut(stride).take(C).enumerate() {
             let row = &mut row[..=self.start + t + c];
@@ -205,6 +205,71 @@ impl Attend<'_> {
                 _ => self.mix::<S, W, C, 4, 1>(simd, t, from, weights, factors, values),
             };
         }
+    }
+
+    /// Scores of C queries with the first keys, sixteen by sixteen.
+    #[inline(always)]
+    fn score<S: Simd, W: Stored, const C: usize>(
+        &self,
+        simd: S,
+        keys: &[W],
+        seen: usize,
+        queries: [&[f32]; C],
+        scores: &mut [f32],
+    ) {
+        let count = seen.div_ceil(LANES);
+        let mut block = 0;
+        while block < count {
+            // Four sums at least are on their way at once.
+            block += if block + BLOCKS <= count {
+                self.blocks::<S, W, C, BLOCKS>(simd, keys, block, queries, scores)
+            } else {
+                self.blocks::<S, W, C, 1>(simd, keys, block, queries, scores)
+            };
+        }
+    }
+
+    /// Scores of C queries with B times sixteen keys: B.
+    #[inline(always)]
+    fn blocks<S: Simd, W: Stored, const C: usize, const B: usize>(
+        &self,
+        simd: S,
+        keys: &[W],
+        block: usize,
+        queries: [&[f32]; C],
+        scores: &mut [f32],
+    ) -> usize {
+        let mut blocks = [&[[W::ZERO; LANES]; 0][..]; B];
+        for b in 0..B {
+            let all = &keys[(block + b) * LANES * self.width..][..LANES * self.head_dim];
+            blocks[b] = &all.as_chunks::<LANES>().0[..self.head_dim];
+        }
+        let queries = queries.map(|query| &query[..self.head_dim]);
+        let mut sums = [[simd.splat(0.0); B]; C];
+        for d in 0..self.head_dim {
+            let mut keys = [simd.splat(0.0); B];
+            for b in 0..B {
+                let key = &blocks[b][d];
+                if C == 1 && d % (LINE / size_of::<[W; LANES]>()) == 0 {
+                    simd.prefetch(key.as_ptr().wrapping_byte_add(AHEAD));
+                }
+                keys[b] = W::load(simd, key);
+            }
+            for c in 0..C {
+                let query = simd.splat(queries[c][d]);
+                for b in 0..B {
+                    sums[c][b] = simd.mul_add(keys[b], query, sums[c][b]);
+                }
+            }
+        }
+        let stride = scores.len() / TOGETHER;
+        for c in 0..C {
+            let row = &mut scores[c * stride + block * LANES..][..B * LANES];
+            for (b, place) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                simd.store(sums[c][b], place);
+            }
+        }
+        B
     }
 
     /// Weighted sums of the values' numbers from `from` on, J times sixteen of them, which it returns.
@@ -265,36 +330,5 @@ impl Attend<'_> {
             }
         }
         J * LANES
-    }
-}
-
-/// Scores of C queries with the first keys, R at a time.
-#[inline(always)]
-fn score<S: Simd, W: Stored, const R: usize, const C: usize>(
-    simd: S,
-    keys: &[W],
-    seen: usize,
-    queries: [&[f32]; C],
-    scores: &mut [f32],
-    stride: usize,
-) {
-    let width = queries[0].len();
-    for key in (0..seen).step_by(R) {
-        let height = R.min(seen - key);
-        let mut rows = [&keys[..0]; R];
-        for (r, row) in rows.iter_mut().enumerate() {
-            let key = key + r.min(height - 1);
-            *row = &keys[key * width..(key + 1) * width];
-        }
-        let sums = tile::<S, W, R, C>(simd, rows, queries, R * width);
-        for (c, sums) in sums.iter().enumerate() {
-            let scores = &mut scores[c * stride + key..][..height];
-            // A whole array is stored at once, a part of it by a call.
-            if let Some(scores) = scores.first_chunk_mut::<R>() {
-                *scores = *sums;
-            } else {
-                scores.copy_from_slice(&sums[..height]);
-            }
-        }
     }
 }

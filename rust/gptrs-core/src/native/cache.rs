@@ -1,11 +1,14 @@
 //! Keys and values of all that the slots hold.
 //!
 //! ```text
-//! [layers][keys, values][slots][heads][context][width]      a head's keys lie behind each other
+//! [layers][keys, values][slots][heads][context * width]      a head's keys lie behind each other
+//!
+//! keys      [context / 16][width][16]     number d of sixteen keys side by side: a lane is a key
+//! values    [context][width]              a value's numbers side by side
 //! ```
 //!
-//! `width` is a head's, filled up with zeros to whole lanes. Pages that nothing was written to take no
-//! memory.
+//! `width` is a head's, filled up with zeros to whole lanes; `context` to whole sixteens. Pages that nothing
+//! was written to take no memory.
 
 #![allow(unsafe_code, reason = "each head of a slot belongs to one thread at a time")]
 
@@ -22,6 +25,7 @@ pub struct Extent {
     pub layers: usize,
     pub slots: usize,
     pub heads: usize,
+    /// A multiple of `LANES`.
     pub context: usize,
     /// A multiple of `LANES`.
     pub width: usize,
@@ -50,7 +54,7 @@ pub enum HeadCache<'a> {
 impl Cache {
     pub fn new(extent: Extent, dtype: FloatType) -> Result<Self> {
         let Extent { layers, slots, heads, context, width } = extent;
-        debug_assert!(width.is_multiple_of(LANES));
+        debug_assert!(width.is_multiple_of(LANES) && context.is_multiple_of(LANES));
         let what = "keys and values";
         let len = [layers, 2, slots, heads, context, width]
             .into_iter()
@@ -73,7 +77,7 @@ impl Cache {
         (((layer * 2 + part) * slots + slot) * heads + head) * context * width
     }
 
-    /// Keys and values of one head, `[context][width]` each.
+    /// Keys and values of one head.
     ///
     /// # Safety
     /// Nobody else has those of this head, slot and layer for as long as they are used.
@@ -95,6 +99,8 @@ impl Cache {
     /// Makes one slot begin as another does.
     pub fn copy(&mut self, from: usize, to: usize, len: usize) {
         let Extent { layers, heads, width, .. } = self.extent;
+        // Keys are there by sixteens; what is too much is nobody's.
+        let len = len.next_multiple_of(LANES);
         for layer in 0..layers {
             for part in 0..2 {
                 for head in 0..heads {

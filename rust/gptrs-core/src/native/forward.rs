@@ -15,31 +15,27 @@
     reason = "parts of common memory; each says which, and which barrier orders it"
 )]
 
-use std::ops::Range;
+mod inputs;
+mod products;
+
 use std::sync::{Mutex, PoisonError};
 
-use half::bf16;
-
+use self::inputs::{FEW_PACKED_ROWS, From, Inputs};
+use self::products::{To, Write};
 use super::attention::{Attend, Room, Turn};
 use super::cache::{Cache, Extent};
-use super::int8::{MatMulI8, Packed, PackedRows, Quantize, Quantized};
-use super::lanes::{Found, GROUP, LANES, dispatch};
-use super::math::{Gelu, LayerNorm};
-use super::numbers::{Floats, Numbers};
+use super::int8::Packed;
+use super::lanes::{Found, dispatch};
+use super::math::Gelu;
 use super::pool::Worker;
-use super::shared::{Columns, Shared};
+use super::shared::Shared;
 use super::tables::Angles;
-use super::tile::MatMul;
-use super::tiles::{self, MatMulBf16, ReadyTiles, SIDE, Tiles};
-use super::weights::{Linear, Norm, Positions, Weights};
+use super::tiles::{ReadyTiles, SIDE, Tiles};
+use super::weights::{Positions, Weights};
 use crate::Result;
 
 /// The most tokens that pass together: their numbers take some megabytes.
 pub const MOST_ROWS: usize = 256;
-/// Up to here every thread prepares all inputs for itself.
-const FEW_ROWS: usize = 2;
-/// The same where inputs are packed for tiles: who packs is as quick with sixteen as with three.
-const FEW_PACKED_ROWS: usize = SIDE;
 /// Rows of a matrix go to threads in multiples of this.
 const ROW_UNIT: usize = SIDE;
 
@@ -105,33 +101,6 @@ struct Own {
     widened: Vec<f32>,
     room: Room,
     norm: [Vec<f32>; 2],
-}
-
-/// What a product is given: normed, in eight bits where the weights are, and packed for tiles.
-#[derive(Debug)]
-struct Inputs {
-    normed: Shared<f32>,
-    pairs: Shared<u32>,
-    bytes: Shared<i8>,
-    starts: Shared<i32>,
-    scales: Shared<f32>,
-}
-
-impl Inputs {
-    fn new(rows: usize, emb_dim: usize, widest: usize, is_int8: bool) -> Result<Self> {
-        let what = "activations";
-        // Tiles take sixteen, whether all of them are meant or not.
-        let tiled = rows.next_multiple_of(SIDE);
-        let padded = if is_int8 { tiled * widest.next_multiple_of(GROUP) } else { 0 };
-        let pairs = if is_int8 { 0 } else { tiled * widest / 2 };
-        Ok(Self {
-            normed: Shared::new(rows * emb_dim, what)?,
-            pairs: Shared::new(pairs, what)?,
-            bytes: Shared::new(padded, what)?,
-            starts: Shared::new(padded / GROUP, what)?,
-            scales: Shared::new(padded / GROUP, what)?,
-        })
-    }
 }
 
 impl Arena {
@@ -205,31 +174,6 @@ struct Hand<'a> {
     rows: &'a [usize],
     /// Whether every thread has their inputs for itself.
     is_few: bool,
-}
-
-/// Where a product's inputs are.
-#[derive(Clone, Copy)]
-enum From {
-    Normed,
-    Attended,
-    Hidden,
-}
-
-/// What a product does to what is there.
-#[derive(Clone, Copy, PartialEq)]
-enum Write {
-    Set,
-    Add,
-}
-
-/// Where a product goes.
-#[derive(Clone, Copy)]
-struct To<'a> {
-    buffer: &'a Shared<f32>,
-    first_row: usize,
-    stride: usize,
-    first_column: usize,
-    write: Write,
 }
 
 impl Hand<'_> {
@@ -323,192 +267,6 @@ impl Hand<'_> {
         self.product(&weights.head, packed, From::Normed, to);
     }
 
-    /// Whether a matrix is multiplied on tiles as it lies.
-    fn is_tiled(&self, linear: &Linear) -> bool {
-        self.tiles.is_some() && self.model.packed.is_none() && tiles::fit(&linear.weight)
-    }
-
-    /// Makes the inputs of some layers ready: normed, and in the form that their products take.
-    ///
-    /// Of few, every thread does so for itself.
-    fn prepare(&mut self, from: From, layers: &[&Linear], norm: Option<&Norm>) {
-        let width = layers[0].weight.columns;
-        let is_int8 = self.model.packed.is_some();
-        let is_tiled = layers.iter().any(|layer| self.is_tiled(layer));
-        self.is_few = self.num_rows <= if is_tiled { FEW_PACKED_ROWS } else { FEW_ROWS };
-        if norm.is_none() && !is_int8 && !is_tiled {
-            return;
-        }
-        let unit = if is_tiled { SIDE } else { 1 };
-        let rows =
-            if self.is_few { 0..self.num_rows } else { self.worker.share(self.num_rows, unit) };
-        if let Some(norm) = norm {
-            self.norm(norm, rows.clone());
-        }
-        if is_int8 {
-            self.quantize(from, width, rows);
-        } else if is_tiled {
-            self.pack(from, width, rows);
-        }
-        if !self.is_few {
-            self.worker.wait();
-        }
-    }
-
-    fn inputs(&self) -> &Inputs {
-        if self.is_few { &self.own.inputs } else { &self.arena.inputs }
-    }
-
-    /// Some rows of what a product gets, as floats.
-    ///
-    /// # Safety
-    /// They were written before the last barrier, or by this thread; nobody writes before the next.
-    unsafe fn floats(&self, from: From, width: usize, rows: Range<usize>) -> &[f32] {
-        let span = rows.start * width..rows.end * width;
-        // SAFETY: the caller's.
-        unsafe {
-            match from {
-                From::Normed => self.inputs().normed.read(span),
-                From::Attended => self.arena.attended.read(span),
-                From::Hidden => self.arena.hidden.read(span),
-            }
-        }
-    }
-
-    fn norm(&mut self, norm: &Norm, rows: Range<usize>) {
-        let (width, arena) = (self.width(), self.arena);
-        let Own { inputs: own, norm: [scale_room, shift_room], .. } = &mut *self.own;
-        let inputs = if self.is_few { &*own } else { &arena.inputs };
-        let scale = norm.scale.floats().widened(scale_room);
-        let shift = norm.shift.floats().widened(shift_room);
-        for row in rows {
-            let source = self.rows.get(row).copied().unwrap_or(row);
-            // SAFETY: this row of the inputs is this thread's, as all of its own are, until the barrier;
-            // nobody writes to x before it.
-            let (x, out) = unsafe {
-                let x = arena.x.read(source * width..(source + 1) * width);
-                (x, inputs.normed.write(row * width..(row + 1) * width))
-            };
-            dispatch(self.model.found, LayerNorm { x, scale, shift, eps: norm.eps, out });
-        }
-    }
-
-    fn quantize(&self, from: From, width: usize, rows: Range<usize>) {
-        let (inputs, padded) = (self.inputs(), width.next_multiple_of(GROUP));
-        for row in rows {
-            let start = row * padded;
-            let groups = start / GROUP..(start + padded) / GROUP;
-            // SAFETY: this row is this thread's until the barrier; so were its floats, or they were
-            // written before the last.
-            let job = unsafe {
-                Quantize {
-                    x: self.floats(from, width, row..row + 1),
-                    bytes: inputs.bytes.write(start..start + padded),
-                    starts: inputs.starts.write(groups.clone()),
-                    scales: inputs.scales.write(groups),
-                }
-            };
-            dispatch(self.model.found, job);
-        }
-    }
-
-    fn pack(&self, from: From, width: usize, rows: Range<usize>) {
-        let Some(tiles) = &self.tiles else { return };
-        for first in rows.clone().step_by(SIDE) {
-            let place = first * width / 2;
-            // SAFETY: these sixteen rows are this thread's until the barrier; so were their floats, or
-            // they were written before the last.
-            let (x, out) = unsafe {
-                let x = self.floats(from, width, first..rows.end.min(first + SIDE));
-                (x, self.inputs().pairs.write(place..place + SIDE * width / 2))
-            };
-            tiles.pack(x, width, out);
-        }
-    }
-
-    /// This thread's rows of a linear layer, of all inputs; which rows these are.
-    fn product(
-        &mut self,
-        linear: &Linear,
-        packed: Option<&Packed>,
-        from: From,
-        to: To<'_>,
-    ) -> Range<usize> {
-        let mine = self.worker.share(linear.weight.rows, ROW_UNIT);
-        if mine.is_empty() {
-            return mine;
-        }
-        let num_rows = to.first_row + self.num_rows;
-        let place = to.first_column + mine.start..to.first_column + mine.end;
-        // SAFETY: these columns are this thread's, until the next barrier.
-        let mut out = unsafe { to.buffer.columns(num_rows, to.stride, place) };
-        let bias = linear.bias.as_ref().map(Numbers::floats);
-        let bias = bias.map(|bias| bias.part(mine.start, mine.len()));
-        for row in to.first_row..num_rows {
-            begin(out.row(row), bias, to.write);
-        }
-        let out = out.skip_rows(to.first_row);
-        match (packed, linear.weight.numbers.floats()) {
-            (Some(packed), _) => self.multiply_i8(packed.rows(mine.clone()), linear, out),
-            (None, Floats::Bf16(matrix)) if self.is_tiled(linear) => {
-                self.multiply_tiled(matrix, mine.clone(), linear, out);
-            }
-            (None, rows) => {
-                let columns = linear.weight.columns;
-                let rows = rows.part(mine.start * columns, mine.len() * columns);
-                self.multiply(rows, columns, from, out);
-            }
-        }
-        mine
-    }
-
-    fn multiply(&mut self, rows: Floats<'_>, columns: usize, from: From, out: Columns<'_>) {
-        let num_inputs = self.num_rows;
-        let mut room = std::mem::take(&mut self.own.widened);
-        // SAFETY: written before the last barrier, or by `prepare`; nobody writes before the next.
-        let inputs = unsafe { self.floats(from, columns, 0..num_inputs) };
-        let job = MatMul { rows, columns, inputs, num_inputs, out, room: &mut room };
-        dispatch(self.model.found, job);
-        self.own.widened = room;
-    }
-
-    fn multiply_tiled(
-        &self,
-        matrix: &[bf16],
-        rows: Range<usize>,
-        linear: &Linear,
-        out: Columns<'_>,
-    ) {
-        let Some(tiles) = &self.tiles else { return };
-        let (num_inputs, columns) = (self.num_rows, linear.weight.columns);
-        let end = num_inputs.next_multiple_of(SIDE) * columns / 2;
-        // SAFETY: `prepare` has written them, and nobody does before the next barrier.
-        let inputs = unsafe { self.inputs().pairs.read(0..end) };
-        tiles.multiply_bf16(MatMulBf16 { matrix, columns, rows, inputs, num_inputs, out });
-    }
-
-    fn multiply_i8(&self, rows: PackedRows<'_>, linear: &Linear, out: Columns<'_>) {
-        let (num_inputs, all) = (self.num_rows, self.inputs());
-        let padded = linear.weight.columns.next_multiple_of(GROUP);
-        // One alone is quicker without tiles; the sums are the same.
-        let tiles = self.tiles.as_ref().filter(|_| num_inputs > 1);
-        let end = num_inputs.next_multiple_of(SIDE) * padded;
-        // SAFETY: `prepare` has written what is meant of them, and nobody does before the next barrier.
-        let inputs = unsafe {
-            Quantized {
-                bytes: all.bytes.read(0..end),
-                starts: all.starts.read(0..end / GROUP),
-                scales: all.scales.read(0..end / GROUP),
-                padded,
-            }
-        };
-        let job = MatMulI8 { rows, inputs, num_inputs, out };
-        match tiles {
-            Some(tiles) => tiles.multiply_i8(job),
-            None => dispatch(self.model.found, job),
-        }
-    }
-
     /// Whether the rows of Q, K and V that each thread makes are whole heads.
     fn has_own_heads(&self) -> bool {
         let weights = self.model.weights;
@@ -566,26 +324,4 @@ impl Hand<'_> {
             dispatch(self.model.found, job);
         }
     }
-}
-
-/// What a product is added to: what is there, or nothing, and the bias.
-fn begin(out: &mut [f32], bias: Option<Floats<'_>>, write: Write) {
-    match (bias, write) {
-        (None, Write::Set) => out.fill(0.0),
-        (None, Write::Add) => {}
-        (Some(Floats::F32(bias)), Write::Set) => out.copy_from_slice(bias),
-        (Some(Floats::F32(bias)), Write::Add) => {
-            out.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
-        }
-        (Some(Floats::Bf16(bias)), write) => {
-            for (x, bias) in out.iter_mut().zip(bias) {
-                *x = bias.to_f32() + if write == Write::Add { *x } else { 0.0 };
-            }
-        }
-    }
-}
-
-/// A head's width in the cache.
-pub fn padded_head(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(LANES)
 }

@@ -19,6 +19,11 @@ pub const LANES: usize = 16;
 /// How many int8 products lie between two roundings.
 pub const GROUP: usize = 64;
 
+/// So many, filled up to whole lanes.
+pub fn padded(count: usize) -> usize {
+    count.next_multiple_of(LANES)
+}
+
 /// A kind of processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernels {

@@ -198,7 +198,7 @@ impl Group<'_> {
 
 /// R x C sums of equally long rows and inputs; the memory is asked for what lies `ahead` of the rows.
 #[inline(always)]
-pub fn tile<S: Simd, W: Stored, const R: usize, const C: usize>(
+fn tile<S: Simd, W: Stored, const R: usize, const C: usize>(
     simd: S,
     rows: [&[W]; R],
     inputs: [&[f32]; C],
@@ -262,7 +262,7 @@ fn add_tails<S: Simd, W: Stored, const R: usize, const C: usize>(
 }
 
 #[inline(always)]
-pub fn sum_all<S: Simd, const R: usize>(simd: S, sums: &[S::F; R], out: &mut [f32; R]) {
+fn sum_all<S: Simd, const R: usize>(simd: S, sums: &[S::F; R], out: &mut [f32; R]) {
     let mut r = 0;
     while r + 4 <= R {
         let four = simd.sum4([sums[r], sums[r + 1], sums[r + 2], sums[r + 3]]);
