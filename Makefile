@@ -127,7 +127,7 @@ $(STAMPS)/installed: $(DEV_WHEELS)/built
 $(STAMPS)/ready: $(STAMPS)/installed pyproject.toml constraints.txt
 	@if [ -n '$(TORCH_INDEX)' ]; then \
 	    $(PIP) install --no-warn-conflicts --no-deps --constraint constraints.txt --index-url $(TORCH_INDEX) torch; fi
-	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --group dev 'gptrs[plots,parquet,distributed]'
+	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --group dev 'gptrs[plots,parquet,distributed,search,train]'
 	@$(PIP) install --no-warn-conflicts --no-deps --group oracle
 	@touch $@
 

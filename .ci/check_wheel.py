@@ -32,7 +32,7 @@ METADATA = {
     "Requires-Python": ">=3.11",
     "Description-Content-Type": "text/markdown",
 }
-EXTRAS = {"distributed", "hub", "parquet", "plots", "search"}
+EXTRAS = {"distributed", "hub", "parquet", "plots", "search", "train"}
 # Long enough to pass every stage: samples, checkpoint, reload, streamed text.
 DEMO_ARGS = ["--minutes", "0.5"]
 

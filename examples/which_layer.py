@@ -16,7 +16,7 @@ from answer_from_help import FEWEST_TOKENS, train_retriever
 
 from gptrs import Embedder
 from gptrs.passages import Passage, split_passages
-from gptrs.pooling import Pooling
+from gptrs.pooling_kinds import Pooling
 
 QUESTION_TOKENS = 12
 WAYS: tuple[tuple[Pooling, int], ...] = (

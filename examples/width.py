@@ -22,7 +22,8 @@ import torch
 
 from gptrs import GPTConfig, GPTModel, train_tokenizer
 from gptrs.text import help_topics
-from gptrs.trainer import Evaluation, train
+from gptrs.trainer import train
+from gptrs.training_callbacks import Evaluation
 from gptrs.training_config import SMALL_GPT, TrainingConfig
 
 VOCAB_SIZE = 2048
@@ -36,7 +37,7 @@ def main() -> None:
         text.write_text(help_topics(), encoding="utf-8")
         tokenizer = train_tokenizer(text, VOCAB_SIZE)
     tokens = tokenizer.encode_to_numpy(help_topics())
-    tokens_seen = args.steps * TrainingConfig().batch_size * SMALL_GPT.context_length
+    tokens_seen = args.steps * TrainingConfig().tokens_per_step(SMALL_GPT.context_length)
     print(f"{len(tokens):,} tokens of Python's help topics; each model sees {tokens_seen:,}\n")
     print("emb_dim   parameters  in the blocks  validation loss  bits per byte")
     for width in args.widths:
@@ -63,14 +64,8 @@ def arguments() -> argparse.Namespace:
 def trained(width: int, steps: int, tokens, tokenizer) -> tuple[GPTModel, Evaluation]:
     """The demo's GPT in another width, and how it stands after training."""
     smaller_steps = math.sqrt(SMALL_GPT.emb_dim / width)
-    demo = TrainingConfig()
-    config = replace(
-        demo,
-        steps=steps,
-        learning_rate=demo.learning_rate * smaller_steps,
-        final_learning_rate=demo.final_learning_rate * smaller_steps,
-        num_evaluations=1,
-    )
+    learning_rate = TrainingConfig().peak_learning_rate(SMALL_GPT.emb_dim) * smaller_steps
+    config = TrainingConfig(steps=steps, learning_rate=learning_rate, num_evaluations=1)
     torch.manual_seed(config.seed)
     cfg: GPTConfig = replace(SMALL_GPT, emb_dim=width, vocab_size=tokenizer.n_vocab)
     model = GPTModel(cfg)

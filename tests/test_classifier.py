@@ -14,6 +14,7 @@ from torch import nn
 import gptrs
 from gptrs import finetune_commands
 from gptrs.classifier import LEARNING_RATES, Classifier
+from gptrs.classifier import POOLINGS as DEFAULT_POOLINGS
 from gptrs.classifier_body import Train, private_copy
 from gptrs.classifier_features import BlockInputs, TokenTexts
 from gptrs.classifier_labels import confusion_figure, confusion_table
@@ -21,7 +22,7 @@ from gptrs.config import Pos
 from gptrs.devices import Precision
 from gptrs.errors import CheckpointError, ConfigError, DataError, MissingExtraError, TrainingError
 from gptrs.lora import add_lora
-from gptrs.pooling import Pooling
+from gptrs.pooling_kinds import Pooling
 
 KINDS, POOLINGS, TRAIN = get_args(Pos), get_args(Pooling), get_args(Train)
 # A small vocabulary: AdamW would spend its time on GPT-2's 50,257 embeddings.
@@ -481,8 +482,10 @@ def test_leaving_out_the_model_needs_its_path(tmp_path, fitted):
         fitted["head"].save(tmp_path, include_model=False)
 
 
-def test_a_second_save_replaces_the_first(tmp_path, fitted):
+def test_a_second_save_replaces_the_first_and_what_a_kill_left(tmp_path, fitted):
     fitted["head"].save(tmp_path)
+    for name in ("classifier-{}.safetensors", "classifier.json"):
+        (tmp_path / f".tmp-{name}-0123abcd").write_bytes(b"half")
     fitted["lora"].save(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
     texts, _ = spam_set(9)
@@ -652,5 +655,14 @@ def test_scikit_learn_counts_and_weighs_the_same(fitted, seed):
 
 def test_the_command_offers_what_the_library_has():
     assert finetune_commands.TRAIN == TRAIN
-    assert {*finetune_commands.POOLING} == {*POOLINGS}
-    assert {*LEARNING_RATES} == {*TRAIN}
+    assert {*LEARNING_RATES} == {*DEFAULT_POOLINGS} == {*TRAIN}
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_frozen_features_are_averaged_by_default_and_else_the_last_token_decides(model, train):
+    texts, labels = spam_set(24)
+    settings = {"train": train, "epochs": 1, **PLAIN}
+    expected = "mean" if train == "head" else "last"
+    default = Classifier(model, **settings).fit(texts, labels)
+    asked = Classifier(model, pooling=expected, **settings).fit(texts, labels)
+    np.testing.assert_array_equal(default.predict_proba(texts), asked.predict_proba(texts))

@@ -10,7 +10,7 @@ import tiktoken
 import torch
 
 import gptrs
-from gptrs import cli, plots
+from gptrs import cli, run_reports
 from gptrs.checkpoint import load_metadata
 from gptrs.config import GPTConfig
 from gptrs.errors import MissingExtraError
@@ -370,7 +370,7 @@ def test_without_matplotlib_the_pip_line_stands_in_for_the_picture(run, tmp_path
     def no_matplotlib(*args, **kwargs):
         raise MissingExtraError('pip install "gptrs[plots]"')
 
-    monkeypatch.setattr(plots, "save_loss_figure", no_matplotlib)
+    monkeypatch.setattr(run_reports, "loss_figure", no_matplotlib)
     (tmp_path / "a.txt").write_text("one two three four " * 40)
     code, out, _ = run("train", tmp_path / "a.txt", *TINY_RUN, "--runs", tmp_path / "runs")
     assert code == 0

@@ -1,6 +1,8 @@
 """The demo, from its text to its last line, in a few steps."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -8,9 +10,10 @@ from gptrs import demo
 from gptrs.checkpoint import load_checkpoint
 from gptrs.config import GPTConfig
 from gptrs.generator import Generator
+from gptrs.training_callbacks import Callback
 from gptrs.training_config import SMALL_GPT, TrainingConfig
 
-QUICK = TrainingConfig(steps=2, batch_size=2, device="cpu", dtype="float32")
+QUICK = TrainingConfig(steps=2, batch_tokens=16, device="cpu", dtype="float32")
 
 
 @pytest.fixture
@@ -51,13 +54,11 @@ def test_each_demo_is_a_new_numbered_run(short_text, tmp_path):
 def test_an_interrupted_demo_keeps_its_checkpoint_and_stops(
     short_text, tmp_path, capsys, monkeypatch
 ):
-    def interrupt(model, evaluation):
-        import os
-        import signal
+    class Interrupt(Callback):
+        def on_evaluation(self, run, evaluation):
+            os.kill(os.getpid(), signal.SIGINT)
 
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(demo, "_SampleWriter", lambda: interrupt)
+    monkeypatch.setattr(demo, "_SampleWriter", Interrupt)
     result = demo.run_demo(tmp_path, QUICK)
     assert result.training.interrupted
     assert result.completion == ""

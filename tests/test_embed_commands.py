@@ -11,8 +11,7 @@ import torch
 
 import gptrs
 from gptrs.config import GPTConfig
-from gptrs.embed_commands import POOLINGS
-from gptrs.embeddings import embed
+from gptrs.embeddings import Embedder, embed
 from gptrs.model import GPTModel
 
 ANIMALS = ["Cats purr and sleep.", "Dogs bark at night.", "Fish swim in the sea."]
@@ -45,14 +44,6 @@ def test_both_commands_explain_themselves(run, command):
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: gptrs {command} [OPTIONS] ")
     assert f"  {command} " in run("--help")[1]
-
-
-def test_the_command_knows_every_pooling():
-    from typing import get_args
-
-    from gptrs.pooling import Pooling
-
-    assert get_args(Pooling) == POOLINGS
 
 
 def test_embed_says_what_it_made_and_what_to_do_next(run, model, tmp_path):
@@ -135,3 +126,35 @@ def test_what_is_impossible_is_one_line_on_stderr(
 def test_the_commands_wait_for_torch_only_when_they_run():
     check = "import sys, gptrs.embed_commands; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_an_interrupted_embed_goes_on_when_the_same_command_is_given(
+    run, model, tmp_path, monkeypatch
+):
+    (tmp_path / "a.txt").write_text("\n\n".join(ANIMALS * 20))
+    command = ("embed", tmp_path / "a.txt", "--model", model, "--passage-tokens", 6)
+    command += ("--batch-tokens", 8, "--out")
+    assert run(*command, tmp_path / "whole")[0] == 0
+    embed_block, blocks = Embedder.embed, []
+
+    def interrupted(self, texts, **options):
+        blocks.append(texts)
+        if len(blocks) == 3:
+            raise KeyboardInterrupt
+        return embed_block(self, texts, **options)
+
+    monkeypatch.setattr(Embedder, "embed", interrupted)
+    code, printed, err = run(*command, tmp_path / "index")
+    assert (code, printed) == (130, "")
+    assert err.endswith("gptrs: stopped; the same command goes on\n")
+    code, _, err = run(*command, tmp_path / "index", "--pooling", "max")
+    assert code == 1
+    assert re.search(
+        r"was begun otherwise: pooling was 'mean', now it is 'max'; .* --overwrite", err
+    )
+    code, printed, err = run(*command, tmp_path / "index")
+    assert code == 0
+    assert f"going on behind {len(blocks[0] + blocks[1])} passages\n" in err
+    assert re.match(r"\d+ passages x 16 are in \S+index \(", printed)
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "index" / path.name).read_bytes() == path.read_bytes()

@@ -13,7 +13,8 @@ from gptrs.config import GPTConfig, Pos
 from gptrs.embeddings import Embedder, embed, embed_iter
 from gptrs.errors import ConfigError, DataError
 from gptrs.model import GPTModel
-from gptrs.pooling import Pooling, batches_of, windows_of
+from gptrs.pooling import batches_of, windows_of
+from gptrs.pooling_kinds import Pooling
 
 POOLINGS = get_args(Pooling)
 KINDS = get_args(Pos)

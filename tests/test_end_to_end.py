@@ -43,7 +43,7 @@ def run(tokenizer, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
     config = TrainingConfig(
         steps=200,
-        batch_size=16,
+        batch_tokens=16 * CONTEXT,
         learning_rate=1e-2,
         num_evaluations=2,
         device="cpu",
@@ -96,7 +96,7 @@ def test_a_tokenizer_without_an_end_of_text_works_everywhere(tmp_path):
     model = gptrs.GPTModel(GPTConfig(vocab_size=300, **shape))
     tokens = corpus.tokenize_documents([TEXT[:3000], TEXT[3000:6000]], tokenizer)
     assert tokenizer.decode(tokens) == TEXT[:6000]
-    config = TrainingConfig(steps=2, batch_size=2, device="cpu", dtype="float32")
+    config = TrainingConfig(steps=2, batch_tokens=16, device="cpu", dtype="float32")
     train(model, tokens, config, run_dir=tmp_path / "run", tokenizer=tokenizer)
     marked = "a<|endoftext|>b"
     for either in (tokenizer, tokenizer.as_tiktoken()):

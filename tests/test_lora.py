@@ -15,10 +15,13 @@ from gptrs.errors import CheckpointError, ConfigError
 from gptrs.lora import (
     LoRALinear,
     add_lora,
+    base_fingerprint,
     has_lora,
     load_lora,
+    load_lora_state_dict,
     lora_state_dict,
     merge_lora,
+    merged_copy,
     save_lora,
 )
 
@@ -131,6 +134,108 @@ def test_what_is_saved_is_the_adapters_alone_and_fits_the_same_model_only(tmp_pa
         load_lora(other, tmp_path)
     assert not has_lora(other)
     assert all(parameter.requires_grad for parameter in other.parameters())
+
+
+@pytest.mark.parametrize("name", ["tok_emb.weight", "final_norm.shift", "trf_blocks.1.norm2.scale"])
+def test_adapters_are_refused_by_a_base_with_one_bit_changed_anywhere(tmp_path, name):
+    save_lora(adapted(), tmp_path)
+    other = gpt()
+    with torch.no_grad():
+        other.get_parameter(name).view(torch.int32).view(-1)[-1].bitwise_xor_(1)
+    with pytest.raises(CheckpointError, match=r"the weights have SHA-256 \w{16}\.\.\., and those"):
+        load_lora(other, tmp_path)
+    assert not has_lora(other)
+
+
+def test_a_fingerprint_is_of_the_base_alone_and_of_all_of_it():
+    model = gpt()
+    found = base_fingerprint(model)
+    add_lora(model, 4, 8, TARGETS)
+    for tensor in lora_state_dict(model).values():
+        tensor.normal_()
+    assert base_fingerprint(model) == found
+    assert base_fingerprint(nn.ModuleDict({"_orig_mod": model})) == found  # A compiled one.
+    assert base_fingerprint(model.to(torch.bfloat16)) != found
+    assert base_fingerprint(gpt(1)) != found
+    # A tied matrix counts once, under whichever name.
+    tied = gpt(tie_embeddings=True, init="gpt2")
+    assert base_fingerprint(tied) == base_fingerprint(gpt(tie_embeddings=True, init="gpt2"))
+
+
+def test_a_fingerprint_that_is_known_is_saved_as_it_is(tmp_path):
+    model = adapted()
+    save_lora(model, tmp_path / "one")
+    save_lora(model, tmp_path / "other", fingerprint=base_fingerprint(gpt()))
+    one, other = (json.loads((tmp_path / x / "lora.json").read_text()) for x in ("one", "other"))
+    assert one == other
+
+
+def test_adapters_beside_a_head_that_learned_too_load_before_it_is_there(tmp_path):
+    model = adapted()
+    model.out_head.requires_grad_(True)
+    torch.nn.init.normal_(model.out_head.weight)
+    save_lora(model, tmp_path)
+    fresh = gpt()
+    load_lora(fresh, tmp_path)
+    assert all(map(torch.equal, lora_state_dict(fresh).values(), lora_state_dict(model).values()))
+
+
+def test_adapters_saved_before_there_were_fingerprints_still_load(tmp_path):
+    save_lora(adapted(), tmp_path)
+    file = tmp_path / "lora.json"
+    content = json.loads(file.read_text())
+    del content["base"]["sha256"], content["base"]["dtype"]
+    file.write_text(json.dumps(content))
+    load_lora(gpt(), tmp_path)
+    with pytest.raises(CheckpointError, match="trained beside"):
+        load_lora(gpt(1), tmp_path)
+
+
+def test_a_state_dict_of_adapters_goes_back_into_the_same_adapters_only():
+    model, same = adapted(), adapted(seed=3)
+    load_lora_state_dict(same, lora_state_dict(model))
+    assert all(map(torch.equal, lora_state_dict(same).values(), lora_state_dict(model).values()))
+    before = [tensor.clone() for tensor in lora_state_dict(same).values()]
+    wrong = {**lora_state_dict(adapted(rank=2)), "tok_emb.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError) as caught:
+        load_lora_state_dict(same, wrong)
+    assert "W_query.lora_A is [2, 32], and the model needs [4, 32]" in str(caught.value)
+    assert "tok_emb.weight is not the model's" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"W_value.lora_B is missing, and the model needs"):
+        load_lora_state_dict(same, lora_state_dict(adapted(targets="W_query")))
+    assert all(map(torch.equal, lora_state_dict(same).values(), before))
+    with pytest.raises(ConfigError, match="has no LoRA layers"):
+        load_lora_state_dict(gpt(), {})
+
+
+@pytest.mark.parametrize("seed", SEEDS[:6])
+def test_a_merged_copy_can_be_saved_and_read_while_the_model_learns_on(tmp_path, seed):
+    case = random_case(seed)
+    model = adapted(**case)
+    before, generator = logits(model), torch.get_rng_state()
+    plain = merged_copy(model)
+    assert torch.equal(torch.get_rng_state(), generator)
+    torch.testing.assert_close(logits(plain), before, rtol=1e-4, atol=1e-5)
+    plain.save_pretrained(tmp_path)
+    read = gptrs.GPTModel.from_pretrained(tmp_path)
+    assert torch.equal(logits(read), logits(plain))
+    # The model itself is what it was, and only its adapters learn.
+    assert has_lora(model)
+    assert torch.equal(logits(model), before)
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learning == {*lora_state_dict(model)}
+
+
+def test_a_merged_copy_takes_memory_for_the_adapted_layers_only():
+    model = adapted(tie_embeddings=True, init="gpt2")
+    shared = {p.data_ptr() for p in model.parameters()}
+    plain = merged_copy(model)
+    own = [n for n, p in plain.named_parameters() if p.data_ptr() not in shared]
+    adapted_names = {name.rpartition(".")[0] + ".weight" for name in lora_state_dict(model)}
+    assert {*own} == adapted_names
+    assert plain.out_head.weight is plain.tok_emb.weight
+    with pytest.raises(ConfigError, match="has no LoRA layers"):
+        merged_copy(gpt())
 
 
 def test_adapters_load_into_the_same_model_in_bfloat16(tmp_path):

@@ -6,7 +6,7 @@ import json
 import re
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -23,14 +23,12 @@ from gptrs.plots.budget import in_short, parts_of
 from gptrs.plots.labels import fitting, token_label
 from gptrs.plots.projection_page import nearest_neighbours
 
-RUN = {
-    "step_losses": [10 / (step + 1) for step in range(200)],
-    "val_steps": [0, 100, 200],
-    "val_losses": [10.0, 5.0, 4.0],
-    "tokens_per_step": 2048,
-    "unigram_loss": 6.0,
-    "title": "a run",
-}
+RUN = plots.LossCurve(
+    step_losses=[10 / (step + 1) for step in range(200)],
+    val_steps=[0, 100, 200],
+    val_losses=[10.0, 5.0, 4.0],
+    tokens_per_step=2048,
+)
 LABELS = ["If", "␣the", "␣object", "$x$", "<0xE4>"]
 RNG = np.random.default_rng(0)
 VALUES = RNG.normal(size=(5, 12)).astype(np.float32)
@@ -53,6 +51,7 @@ FIGURES = {
     "sampling": lambda style: plots.sampling_figure(
         {"the model": DISTRIBUTION}, LABELS, most_likely=range(5), style=style
     ),
+    "loss": lambda style: plots.loss_figure(RUN, title="a run", unigram_loss=6.0, style=style),
     "losses": lambda style: plots.losses_figure({"run": CURVE}, style=style),
     "budget": lambda style: plots.budget_figure(
         {"gpt2-124m": parameter_budget(PRESETS["gpt2-124m"])}, style=style
@@ -307,6 +306,25 @@ def test_loss_curves_lie_over_each_other_in_tokens_if_all_know_how_many():
     assert plots.losses_figure({"a": CURVE, "b": unknown}).axes[0].get_xlabel() == "step"
 
 
+def test_loss_curves_lie_over_minutes_and_over_steps_where_that_is_asked():
+    timed = replace(CURVE, step_seconds=[30, 60, 90], val_seconds=[0, 120])
+    figure = plots.losses_figure({"a": timed}, by="minutes")
+    training, validation = figure.axes[0].lines
+    assert training.get_xdata().tolist() == [0.5, 1, 1.5]
+    assert validation.get_xdata().tolist() == [0, 2]
+    numbered = replace(CURVE, steps=[1, 2, 4])
+    training, _ = plots.losses_figure({"a": numbered}, by="steps").axes[0].lines
+    assert training.get_xdata().tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("show", "data"), [("training", [3, 2, 1]), ("validation", [3.5, 1.5])])
+def test_one_kind_of_loss_can_be_shown_alone(show, data):
+    (line,) = plots.losses_figure({"a": CURVE}, show=show).axes[0].lines
+    assert line.get_ydata().tolist() == data
+    legend = plots.losses_figure({"a": CURVE}, show=show).axes[0].get_legend()
+    assert len(legend.get_texts()) == 1
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_parts_of_a_budget_sum_to_all_parameters(name):
     parts = parts_of(parameter_budget(PRESETS[name]))
@@ -446,6 +464,14 @@ def test_a_page_of_more_rows_than_are_compared_at_once_is_right_at_the_seam():
         (lambda: plots.sampling_figure({}, LABELS, most_likely=range(5)), "found 0 steps"),
         (lambda: plots.losses_figure({}), "needs a run"),
         (lambda: plots.losses_figure({"a": plots.LossCurve(step_losses=[])}), "a has no losses"),
+        (lambda: plots.losses_figure({"a": CURVE}, by="minutes"), "a does not tell its minutes"),
+        (
+            lambda: plots.losses_figure(
+                {"a": plots.LossCurve(step_losses=[1.0])}, show="validation"
+            ),
+            "a has no losses in validation",
+        ),
+        (lambda: plots.loss_figure(plots.LossCurve(step_losses=[1.0]), title="a"), "validation"),
         (lambda: plots.budget_figure({}), "needs a model"),
         (lambda: plots.projection_figure(VALUES, LABELS[:2]), "5 and 2"),
         (lambda: plots.projection_figure(VALUES[:1], LABELS[:1]), r"found \(1, 12\)"),
@@ -461,7 +487,7 @@ def test_what_does_not_fit_together_is_refused(draw, message):
 
 
 def test_a_runs_losses_become_a_png_of_readable_size(tmp_path):
-    plots.save_loss_figure(tmp_path / "loss.png", **RUN)
+    plots.loss_figure(RUN, title="x").savefig(tmp_path / "loss.png", dpi=150)
     content = (tmp_path / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", content[16:24])
@@ -469,16 +495,24 @@ def test_a_runs_losses_become_a_png_of_readable_size(tmp_path):
     assert height >= 600
 
 
-def test_a_run_of_one_step_can_be_drawn(tmp_path):
-    one_step = {"step_losses": [10.0], "val_steps": [0, 1], "val_losses": [10.0, 9.0]}
-    plots.save_loss_figure(tmp_path / "loss.svg", **RUN | one_step)
-    assert b"validation" in (tmp_path / "loss.svg").read_bytes()
+def test_a_run_of_one_step_can_be_drawn():
+    one_step = replace(RUN, step_losses=[10.0], val_steps=[0, 1], val_losses=[10.0, 9.0])
+    axes = plots.loss_figure(one_step, title="x").axes[0]
+    assert [line.get_label() for line in axes.lines[1:]] == [
+        "training",
+        "validation, 9.00 at the end",
+    ]
 
 
-def test_without_matplotlib_the_error_has_the_pip_line(tmp_path, no_matplotlib):
+def test_a_skipped_step_leaves_a_gap_in_the_curve():
+    skipped = replace(RUN, step_losses=[5.0, 4.0], steps=[1, 3], val_steps=[3], val_losses=[4.0])
+    axes = plots.loss_figure(skipped, title="x").axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [1, 3]
+
+
+def test_without_matplotlib_the_error_has_the_pip_line(no_matplotlib):
     with pytest.raises(MissingExtraError, match=r'pip install "gptrs\[plots\]"'):
-        plots.save_loss_figure(tmp_path / "loss.png", **RUN)
-    assert not (tmp_path / "loss.png").exists()
+        plots.loss_figure(RUN, title="x")
 
 
 @pytest.fixture

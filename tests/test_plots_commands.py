@@ -17,7 +17,7 @@ from gptrs.run_metrics import read_confusion, read_losses
 from gptrs.word_vectors import WordVectors
 
 KINDS = [
-    "attention", "confusion", "embeddings", "inputs", "lens", "losses", "parameters", "positions",
+    "attention", "confusion", "embeddings", "inputs", "lens", "loss", "parameters", "positions",
     "projection", "sampling", "store",
 ]  # fmt: skip
 OF_A_TEXT = ["attention", "embeddings", "inputs", "lens", "sampling"]
@@ -72,7 +72,8 @@ COMMANDS = {
     "inputs": ["inputs", TEXT, "--model", "run"],
     "lens": ["lens", TEXT, "--model", "run", "--last", "3"],
     "sampling": ["sampling", TEXT, "--model", "run", "--temperature", "0.5", "--top-k", "9"],
-    "losses": ["losses", "run", "run/metrics.jsonl"],
+    "losses": ["loss", "run", "run/metrics.jsonl"],
+    "validation": ["loss", "run", "--by", "steps", "--show", "validation"],
     "confusion": ["confusion", "classifier"],
     "parameters": ["parameters", "gpt2-124m", "run"],
     "positions": ["positions", "--model", "run"],
@@ -96,8 +97,8 @@ def test_every_kind_writes_a_whole_picture_and_says_where(run, there, name):
 
 
 def test_a_picture_is_called_as_its_kind_unless_told_otherwise(run, there):
-    assert run("plot", "losses", "run")[:2] == (0, "drawn: losses.png\n")
-    assert (there / "losses.png").exists()
+    assert run("plot", "loss", "run")[:2] == (0, "drawn: loss.png\n")
+    assert (there / "loss.png").exists()
 
 
 def test_a_projection_can_be_a_page(run, there):
@@ -136,10 +137,11 @@ def test_there_is_a_command_for_every_kind_and_it_explains_itself(run):
         ),
         (["positions", "--model", "far"], "its scores depend on the queries of a text: --text"),
         (["positions", "--model", "far", "--text", TEXT, "--layer", "5"], "layer 5 was asked for"),
-        (["losses"], "Missing argument 'RUNS...'"),
-        (["losses", "run-9"], "run-9: no such run"),
-        (["losses", "alibi"], "no metrics.jsonl"),
-        (["losses", "text.txt"], "line 1 is not JSON"),
+        (["loss"], "Missing argument 'RUNS...'"),
+        (["loss", "run-9"], "run-9: no such run"),
+        (["loss", "alibi"], "no metrics.jsonl"),
+        (["loss", "text.txt"], "line 1 is not JSON"),
+        (["loss", "run", "--by", "minutes"], "run does not tell its minutes"),
         (["confusion", "run"], "run: is no classifier's folder, there is no metrics.json"),
         (["parameters", "gpt2-124"], "unknown preset 'gpt2-124': did you mean"),
         (["store", "run"], "run: "),
@@ -149,10 +151,10 @@ def test_there_is_a_command_for_every_kind_and_it_explains_itself(run):
             "--text goes with --model",
         ),
         (["projection", "--vectors", "none.bin"], "none.bin: no such file"),
-        (["losses", "run", "--out", "x.gif"], "x.gif: a picture's name ends in .png, .svg, .pdf"),
-        (["losses", "run", "--out", "x.html"], "x.html: a picture's name ends in .png"),
-        (["losses", "run", "--out", "none/x.png"], "there is no folder none"),
-        (["losses", "run", "--style", "blue"], "'blue' is not one of 'light', 'dark'"),
+        (["loss", "run", "--out", "x.gif"], "x.gif: a picture's name ends in .png, .svg, .pdf"),
+        (["loss", "run", "--out", "x.html"], "x.html: a picture's name ends in .png"),
+        (["loss", "run", "--out", "none/x.png"], "there is no folder none"),
+        (["loss", "run", "--style", "blue"], "'blue' is not one of 'light', 'dark'"),
     ],
 )
 def test_bad_usage_is_one_line_and_leaves_no_file(run, there, arguments, message):
@@ -177,16 +179,16 @@ def test_a_text_that_is_too_long_for_the_model_is_refused_or_has_no_need_of_it(r
 def test_a_picture_that_fails_half_way_leaves_the_old_one(run, there, monkeypatch):
     from matplotlib.figure import Figure
 
-    (there / "losses.png").write_bytes(b"old")
+    (there / "loss.png").write_bytes(b"old")
 
     def fail(figure, file, **settings):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    code, _, err = run("plot", "losses", "run")
+    code, _, err = run("plot", "loss", "run")
     assert (code, err) == (cli.EXIT_FAILURE, "gptrs: disk full\n")
-    assert (there / "losses.png").read_bytes() == b"old"
+    assert (there / "loss.png").read_bytes() == b"old"
     assert not list(there.glob(".tmp*"))
 
 
@@ -197,7 +199,7 @@ def test_without_matplotlib_the_pip_line_comes_before_any_work(run, there, monke
     assert 'pip install "gptrs[plots]"' in err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["losses", "run"], ["parameters", "gpt2-124m"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["loss", "run"], ["parameters", "gpt2-124m"]])
 def test_what_needs_no_model_imports_no_torch(there, arguments):
     program = (
         "import sys; from gptrs.cli import main; code = main(['plot', *sys.argv[1:]]);"

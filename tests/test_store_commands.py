@@ -1,5 +1,7 @@
 """`gptrs inspect`, `gptrs verify` and `gptrs convert`, as a terminal sees them."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,20 @@ def test_inspect_counts_what_is_there(run, train):
     assert f"document lengths in tokens: {min(lengths)} to {max(lengths)}, half of them" in out
     assert f"{100 * 4 / len(ids):6.2f} %               4   50256  '<|endoftext|>'\n" in out
     assert out.endswith("\nwindow 0, tokens 0 to 5\nthe cat sat on the mat\n")
+
+
+@pytest.mark.parametrize("lengths", [[105] * 4, [6], [3, 9, 30, 50], [200, 210, 1000], [17] * 9])
+def test_half_of_the_documents_have_at_most_as_many_tokens_as_inspect_says(run, tmp_path, lengths):
+    eot = gptrs.get_tokenizer().eot_token
+    ids = [token for length in lengths for token in [1] * (length - 1) + [eot]]
+    np.array(ids, np.uint16).tofile(tmp_path / "train.bin")
+    out = run("inspect", tmp_path / "train.bin", "--windows", 0)[1]
+    numbers = re.search(r"tokens: ([\d,]+) to ([\d,]+), half of them up to about ([\d,]+)\n", out)
+    shortest, longest, median = (int(number.replace(",", "")) for number in numbers.groups())
+    assert (shortest, longest) == (min(lengths), max(lengths))
+    # At most an eighth more than half of them really have.
+    exact = int(np.quantile(lengths, 0.5, method="inverted_cdf"))
+    assert exact <= median <= min(longest, exact * 9 / 8)
 
 
 def test_inspect_shows_the_same_windows_for_the_same_seed(run, train):

@@ -1,29 +1,29 @@
-"""`gptrs.trainer`: the loop that `gptrs train` and the demo share."""
+"""`gptrs.train`: the loop that `gptrs train` and the demo share."""
 
+import copy
 import dataclasses
-import itertools
 import json
 import math
 import os
 import signal
 import threading
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from gptrs import corpus, trainer
+import gptrs
+from gptrs import corpus, training_precision, training_progress, training_step
 from gptrs.checkpoint import load_checkpoint, load_metadata
-from gptrs.config import GPTConfig, Pos
+from gptrs.config import GPTConfig
 from gptrs.devices import choose_device, choose_precision
-from gptrs.errors import ConfigError, DataError, TokenIdError, TrainingError
-from gptrs.interrupts import stop_on_interrupt
+from gptrs.errors import CheckpointError, ConfigError, DataError, TokenIdError, TrainingError
+from gptrs.interrupts import stop_on_signals
 from gptrs.model import GPTModel
-from gptrs.optimization import build_optimizer, learning_rate_at
 from gptrs.tokenizer import get_tokenizer
 from gptrs.trainer import train
+from gptrs.training_callbacks import Callback
 from gptrs.training_config import TrainingConfig
 
 V, T = 32, 8
@@ -44,8 +44,15 @@ def tokens():
 
 
 def settings(**changes):
-    quick = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "num_evaluations": 3, "device": "cpu"}
-    return TrainingConfig(**quick | {"dtype": "float32"} | changes)
+    quick = {"steps": 6, "batch_tokens": 4 * T, "warmup_steps": 2, "num_evaluations": 3}
+    return TrainingConfig(**quick | {"device": "cpu", "dtype": "float32"} | changes)
+
+
+class OnEvaluation(Callback):
+    """Calls a function at each evaluation."""
+
+    def __init__(self, function):
+        self.on_evaluation = lambda run, evaluation: function(evaluation)
 
 
 def metrics(run_dir, event):
@@ -65,9 +72,16 @@ def test_a_model_learns_what_can_be_learned(model, tokens, tmp_path):
 def test_the_run_is_written_down_step_by_step(model, tokens, tmp_path):
     result = train(model, tokens, settings(), run_dir=tmp_path)
     (start,) = metrics(tmp_path, "start")
-    assert start["config"] == dataclasses.asdict(settings())
+    assert start["config"] == json.loads(json.dumps(dataclasses.asdict(settings())))
     assert start["model"] == model.cfg.to_dict()
     assert (start["dtype"], start["dtype_reason"]) == ("float32", "as asked")
+    assert (start["micro_batch"], start["micro_batch_reason"]) == (
+        4,
+        "the whole step fits into memory",
+    )
+    assert start["versions"]["torch"] == torch.__version__.split("+")[0]
+    (end,) = metrics(tmp_path, "end")
+    assert end["reason"] == result.reason == "finished"
     steps = metrics(tmp_path, "step")
     assert [record["loss"] for record in steps] == result.step_losses
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
@@ -134,7 +148,7 @@ def test_the_callers_function_sees_every_evaluation_with_the_model_in_eval_mode(
     seen = []
     result = train(
         model, tokens, settings(), run_dir=tmp_path,
-        on_evaluation=lambda evaluation: seen.append((evaluation, model.training)),
+        callbacks=[OnEvaluation(lambda evaluation: seen.append((evaluation, model.training)))],
     )  # fmt: skip
     assert seen == [(evaluation, False) for evaluation in result.evaluations]
 
@@ -147,7 +161,7 @@ def test_an_exception_in_the_callers_function_arrives_unchanged(model, tokens, t
         raise TheirError
 
     with pytest.raises(TheirError):
-        train(model, tokens, settings(), run_dir=tmp_path, on_evaluation=fail)
+        train(model, tokens, settings(), run_dir=tmp_path, callbacks=[OnEvaluation(fail)])
 
 
 def test_minutes_become_a_number_of_steps_that_takes_that_long(
@@ -156,14 +170,18 @@ def test_minutes_become_a_number_of_steps_that_takes_that_long(
     class Clock:
         now = 0.0
 
-    real_loss = trainer.next_token_loss
+        @classmethod
+        def perf_counter(cls):
+            return cls.now
 
-    def slow_loss(model, inputs, targets):
+    real_loss = training_step.next_token_loss
+
+    def slow_loss(model, inputs, targets, **documents):
         Clock.now += 1.0 if model.training else 0.1
-        return real_loss(model, inputs, targets)
+        return real_loss(model, inputs, targets, **documents)
 
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: Clock.now)
-    monkeypatch.setattr(trainer, "next_token_loss", slow_loss)
+    monkeypatch.setattr(training_progress, "time", Clock)
+    monkeypatch.setattr(training_step, "next_token_loss", slow_loss)
     result = train(model, tokens, settings(steps=None, minutes=2.0), run_dir=tmp_path)
     (schedule,) = metrics(tmp_path, "schedule")
     assert schedule["num_steps"] == len(result.step_losses)
@@ -173,32 +191,58 @@ def test_minutes_become_a_number_of_steps_that_takes_that_long(
     assert [round(evaluation.progress, 1) for evaluation in result.evaluations] == [0, 0.3, 0.7, 1]
 
 
+def break_steps(monkeypatch, what, steps):
+    """Lets the loss or the gradient of these steps be no number."""
+    calls = []
+
+    def is_broken():
+        calls.append(1)
+        return len(calls) in steps
+
+    if what == "loss":
+        real_loss = training_step.next_token_loss
+
+        def loss(model, *args, **documents):
+            value = real_loss(model, *args, **documents)
+            return value * math.nan if model.training and is_broken() else value
+
+        monkeypatch.setattr(training_step, "next_token_loss", loss)
+    else:
+        real_norm = torch.nn.utils.get_total_norm
+        monkeypatch.setattr(
+            torch.nn.utils,
+            "get_total_norm",
+            lambda gradients: real_norm(gradients) * (math.inf if is_broken() else 1),
+        )
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
-def test_a_value_that_is_not_finite_stops_the_run_and_the_good_checkpoint_is_named(
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     model, tokens, tmp_path, monkeypatch, what
 ):
-    if what == "loss":
-        real_loss, calls = trainer.next_token_loss, []
+    break_steps(monkeypatch, what, {3, 4})
+    result = train(model, tokens, settings(), run_dir=tmp_path)
+    assert result.reason == "finished"
+    skipped = metrics(tmp_path, "skipped")
+    assert [record["step"] for record in skipped] == [3, 4]
+    assert all(f"the {what} is" in record["why"] for record in skipped)
+    assert [math.isnan(loss) for loss in result.step_losses] == [0, 0, 1, 1, 0, 0]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert math.isfinite(result.last.train_loss)
 
-        def loss_that_breaks(model, inputs, targets):
-            calls.append(model.training)
-            return real_loss(model, inputs, targets) * (math.nan if sum(calls) == 5 else 1)
 
-        monkeypatch.setattr(trainer, "next_token_loss", loss_that_breaks)
-    else:
-        real_clip, calls = torch.nn.utils.clip_grad_norm_, []
-
-        def norm_that_breaks(*args):
-            calls.append(1)
-            return real_clip(*args) * (math.inf if len(calls) == 5 else 1)
-
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm_that_breaks)
-    with pytest.raises(
-        TrainingError, match=rf"the {what} is (nan|inf) .*at step 5, .* from step 4"
-    ):
-        train(model, tokens, settings(), run_dir=tmp_path)
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_too_many_such_steps_in_a_row_end_the_run_and_the_good_checkpoint_is_named(
+    model, tokens, tmp_path, monkeypatch, what
+):
+    break_steps(monkeypatch, what, {5, 6, 7, 8})
+    config = settings(steps=20, num_evaluations=10, max_skipped_steps=2)
+    message = rf"the {what} is (nan|inf).*at step 7, .*step-00000004 is the last good checkpoint"
+    with pytest.raises(TrainingError, match=message):
+        train(model, tokens, config, run_dir=tmp_path)
     saved, _ = load_checkpoint(tmp_path / "checkpoint")
     torch.testing.assert_close(dict(saved.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    assert metrics(tmp_path, "end")[0]["reason"] == "failed"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to oneself")
@@ -209,20 +253,22 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint_of_it(
         if evaluation.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    result = train(model, tokens, settings(), run_dir=tmp_path, on_evaluation=interrupt)
+    watching = [OnEvaluation(interrupt)]
+    result = train(model, tokens, settings(), run_dir=tmp_path, callbacks=watching)
     assert result.interrupted
     assert load_metadata(result.checkpoint)["step"] == len(result.step_losses) == 2
     saved, _ = load_checkpoint(result.checkpoint)
     torch.testing.assert_close(dict(saved.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
     assert f"gptrs generate --model {tmp_path} " in capsys.readouterr().out
+    assert result.reason == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to oneself")
 def test_a_second_ctrl_c_is_not_swallowed():
-    with stop_on_interrupt() as interrupted:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupted.wait(5)
+    with stop_on_signals() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request.reason == "interrupted"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -237,79 +283,11 @@ def test_training_outside_the_main_thread_works(model, tokens, tmp_path):
     assert len(results[0].step_losses) == 6
 
 
-def test_the_learning_rate_rises_in_a_line_stays_and_falls_along_half_a_cosine():
-    config = TrainingConfig(
-        learning_rate=1.0, final_learning_rate=0.2, warmup_steps=10, decay_fraction=0.6
-    )
-    rates = [learning_rate_at(step, 101, config) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert set(rates[10:41]) == {1.0}
-    assert rates[70] == pytest.approx(0.6)
-    assert rates[100] == pytest.approx(0.2)
-    assert all(a > b for a, b in itertools.pairwise(rates[40:]))
-    assert learning_rate_at(50, None, config) == 1.0
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 20, 21])
-def test_a_run_hardly_longer_than_its_warm_up_has_a_learning_rate_too(num_steps):
-    config = TrainingConfig(warmup_steps=20)
-    rates = [learning_rate_at(step, num_steps, config) for step in range(num_steps)]
-    assert all(0 < rate <= config.learning_rate for rate in rates)
-
-
-def test_only_matrices_decay(model):
-    optimizer = build_optimizer(model, settings(weight_decay=0.3))
-    decays = {
-        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
-    }
-    assert {decays[id(p)] for p in model.parameters() if p.ndim == 1} == {0.0}
-    assert {decays[id(p)] for p in model.parameters() if p.ndim == 2} == {0.3}
-    assert len(decays) == len(list(model.parameters()))
-
-
-@pytest.mark.parametrize("pos", get_args(Pos))
-def test_tables_of_positions_and_distances_decay_and_vectors_of_heads_do_not(pos):
-    model = GPTModel(GPTConfig(vocab_size=9, emb_dim=8, n_heads=2, n_layers=2, pos=pos))
-    optimizer = build_optimizer(model, settings(weight_decay=0.3))
-    decays = {
-        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
-    }
-    found = {name: decays.pop(id(parameter)) for name, parameter in model.named_parameters()}
-    assert not decays
-    of_heads = (".positions.u", ".positions.v")
-    for name, parameter in model.named_parameters():
-        is_vector = parameter.ndim == 1 or name.endswith(of_heads)
-        assert found[name] == (0.0 if is_vector else 0.3), name
-    assert sum(name.endswith(of_heads) for name in found) == (4 if pos == "transformer_xl" else 0)
-
-
 def test_a_frozen_parameter_stays_as_it_is(model, tokens, tmp_path):
     model.tok_emb.requires_grad_(False)
     before = model.tok_emb.weight.clone()
     train(model, tokens, settings(), run_dir=tmp_path)
     assert torch.equal(model.tok_emb.weight, before)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 0}, "steps is 0; it must be a whole number from 1 up, or None"),
-        ({"minutes": math.nan}, "minutes is nan; it must be a number above 0"),
-        ({"minutes": -1}, "minutes is -1"),
-        ({"batch_size": 2.5}, "batch_size is 2.5"),
-        ({"beta2": 1.0}, r"beta2 is 1.0; it must be from 0 to below 1"),
-        ({"validation_fraction": 0}, "validation_fraction is 0; it must be between 0 and 1"),
-        ({"device": "tpu"}, "device is 'tpu'; it must be one of auto, cpu, cuda, mps"),
-    ],
-)
-def test_an_impossible_setting_is_named_with_what_is_allowed(change, message):
-    with pytest.raises(ConfigError, match=message):
-        TrainingConfig(**change)
-
-
-def test_every_setting_explains_itself():
-    for field in dataclasses.fields(TrainingConfig):
-        assert TrainingConfig.help(field.name).endswith(".")
 
 
 def test_a_tokenizer_that_cannot_be_saved_is_refused_before_the_first_step(model, tokens, tmp_path):
@@ -339,51 +317,216 @@ def test_a_device_that_is_not_here_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize(("has_amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_cpu_computes_in_bfloat16_where_it_has_amx_and_says_so(monkeypatch, has_amx, dtype):
+def test_without_a_run_a_cpu_computes_in_bfloat16_where_it_has_amx(monkeypatch, has_amx, dtype):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
     precision = choose_precision("auto", torch.device("cpu"))
     assert precision.dtype == dtype
     assert "AMX" in precision.reason
 
 
-def test_bfloat16_training_learns_too(model, tokens, tmp_path):
-    config = settings(steps=150, learning_rate=1e-2, dtype="bfloat16")
+@pytest.mark.parametrize(("ratio", "dtype"), [(3.0, torch.bfloat16), (1.1, torch.float32)])
+def test_a_run_computes_in_bfloat16_where_it_was_measured_to_be_faster(monkeypatch, ratio, dtype):
+    speed = {torch.float32: 1.0, torch.bfloat16: ratio}
+    monkeypatch.setattr(training_precision, "_flops_per_s", lambda dtype, device: speed[dtype])
+    training_precision._measured.cache_clear()
+    precision = training_precision.training_precision("auto", torch.device("cpu"))
+    training_precision._measured.cache_clear()
+    assert precision.dtype == dtype
+    assert f"{ratio} times" in precision.reason
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "pure-bfloat16"])
+def test_bfloat16_training_learns_too(model, tokens, tmp_path, dtype):
+    config = settings(steps=150, learning_rate=1e-2, dtype=dtype)
     assert train(model, tokens, config, run_dir=tmp_path).last.val_loss < 0.5
     assert model.tok_emb.weight.dtype == torch.float32
 
 
-def batches_of_one_epoch(num_tokens, batch_size):
-    tokens = np.arange(num_tokens, dtype=np.uint16)
-    batches = corpus.training_batches(tokens, batch_size=batch_size, context_length=T, seed=5)
-    return tokens, batches
-
-
-def test_an_epoch_is_windows_end_to_end_and_each_starts_elsewhere():
-    _, batches = batches_of_one_epoch(1000, 1)
-    phases = set()
-    for _ in range(4):
-        starts = sorted(int(next(batches)[0][0, 0]) for _ in range(124))
-        assert set(np.diff(starts)) == {T}
-        phases.add(starts[0])
-    assert len(phases) > 1
-
-
-def test_targets_are_the_inputs_one_token_later():
-    _, batches = batches_of_one_epoch(100, 3)
-    for _ in range(20):
-        inputs, targets = next(batches)
-        assert inputs.shape == targets.shape == (3, T)
-        assert torch.equal(inputs + 1, targets)
-
-
-@pytest.mark.parametrize("num_tokens", [T + 1, T + 2, 2 * T])
-def test_a_batch_larger_than_an_epoch_is_filled_from_several(num_tokens):
-    _, batches = batches_of_one_epoch(num_tokens, 7)
-    assert next(batches)[0].shape == (7, T)
-
-
 def test_the_unigram_loss_is_the_cross_entropy_of_smoothed_counts():
-    split = corpus.Split(np.array([0, 0, 1], np.uint16), np.array([0, 2], np.uint16))
-    assert corpus.unigram_loss(split, vocab_size=3) == pytest.approx(
-        -(math.log(3 / 6) + math.log(1 / 6)) / 2
-    )
+    loss = corpus.unigram_loss(np.array([2, 1, 0]), np.array([0, 2], np.uint16))
+    assert loss == pytest.approx(-(math.log(3 / 6) + math.log(1 / 6)) / 2)
+
+
+def final_weights(config, tokens, tmp_path, drop_rate=0.0, **options):
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "context_length": T, "emb_dim": 16, "n_heads": 2, "n_layers": 2}
+    model = GPTModel(GPTConfig(drop_rate=drop_rate, **shape))
+    result = train(model, tokens, config, run_dir=tmp_path, **options)
+    return {name: weight.detach() for name, weight in model.named_parameters()}, result
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tokens, tmp_path, micro_batch):
+    whole, one = final_weights(settings(micro_batch=10), tokens, tmp_path / "a")
+    parts, other = final_weights(settings(micro_batch=micro_batch), tokens, tmp_path / "b")
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    assert other.step_losses == pytest.approx(one.step_losses, rel=1e-5)
+
+
+def test_a_step_is_the_books_loop_with_torchs_own_optimizer(tokens, tmp_path):
+    config = settings(steps=5, warmup_steps=0, learning_rate=1e-2, final_learning_rate=1e-2)
+    weights, result = final_weights(config, tokens, tmp_path)
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "context_length": T, "emb_dim": 16, "n_heads": 2, "n_layers": 2}
+    model = GPTModel(GPTConfig(drop_rate=0.0, **shape))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    source = gptrs.training_data.WindowSource(tokens, T, 4 * T, seed=config.seed, stop=1800)
+    losses = []
+    for step in range(5):
+        (batch,) = source.micro_batches(step)
+        loss = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert result.step_losses == pytest.approx(losses, rel=1e-5)
+    expected = {name: weight.detach() for name, weight in model.named_parameters()}
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+
+
+# PyTorch's compiler looks at gradients that it then warns of.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_checkpointing": True},
+        # It takes half a minute to compile.
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": True, "activation_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_that_are_compiled_or_computed_twice_compute_the_same(tokens, tmp_path, changes):
+    # Without dropout: a compiled block draws other random numbers.
+    plain, one = final_weights(settings(), tokens, tmp_path / "a")
+    again, other = final_weights(settings(**changes), tokens, tmp_path / "b")
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+    assert other.step_losses == pytest.approx(one.step_losses, rel=1e-5)
+
+
+def test_dropout_is_the_same_where_a_block_is_computed_twice(model, tokens, tmp_path):
+    plain = copy.deepcopy(model)
+    expected = train(plain, tokens, settings(), run_dir=tmp_path / "a").step_losses
+    config = settings(activation_checkpointing=True)
+    assert train(model, tokens, config, run_dir=tmp_path / "b").step_losses == expected
+    assert all("forward" not in vars(block) for block in model.trf_blocks)
+
+
+class Ragged:
+    """Batches in which few positions count, and one has none that does."""
+
+    num_tokens_per_step = 4 * T
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def micro_batches(self, step):
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(V, (4, T + 1), generator=generator)
+        targets = ids[:, 1:].clone()
+        for row, count in enumerate((8, 1, 0, 3)):
+            targets[row, count:] = -100
+        rows = torch.arange(4).tensor_split(self.parts)
+        yield from (gptrs.training_data.Batch(ids[part, :-1], targets[part]) for part in rows)
+
+    def describe(self):
+        return {"kind": "ragged"}
+
+
+def test_every_position_that_counts_weighs_the_same_whichever_batch_it_is_in(tokens, tmp_path):
+    runs = []
+    for parts in (1, 4):
+        source = Ragged(parts)
+        held_out = list(source.micro_batches(99))
+        runs.append(final_weights(settings(), source, tmp_path / str(parts), validation=held_out))
+    (whole, one), (split, other) = runs
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-6)
+    assert other.step_losses == pytest.approx(one.step_losses, rel=1e-5)
+    assert other.last.val_loss == pytest.approx(one.last.val_loss, rel=1e-6)
+
+
+def test_other_tokens_or_a_store_can_be_validated_on(model, tokens, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(map(chr, range(97, 120))) * 9)
+    chars = gptrs.train_tokenizer(tmp_path / "text.txt", None, kind="char")
+    store = gptrs.build_store(tmp_path / "text.txt", tmp_path / "store", tokenizer=chars)
+    array = np.array(store[:])
+    losses = [
+        train(
+            model, tokens, settings(learning_rate=1e-9), run_dir=tmp_path / name, validation=other
+        ).last.val_loss
+        for name, other in (("a", store), ("b", array))
+    ]
+    assert losses[0] == losses[1]
+    start = metrics(tmp_path / "a", "start")[0]
+    assert start["num_train_tokens"] == len(tokens)
+    assert start["num_validation_tokens"] == (len(array) - 1) // T * T
+
+
+def test_a_store_is_trained_on_as_its_tokens_are(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(map(chr, range(97, 120))) * 20)
+    chars = gptrs.train_tokenizer(tmp_path / "text.txt", None, kind="char")
+    store = gptrs.build_store(tmp_path / "text.txt", tmp_path / "store", tokenizer=chars)
+    results = []
+    for name, data in (("a", store), ("b", np.array(store[:]))):
+        _, result = final_weights(settings(), data, tmp_path / name)
+        results.append([*result.step_losses, result.last.val_loss, result.unigram_loss])
+    assert results[0] == pytest.approx(results[1])
+
+
+def test_learning_that_has_stopped_ends_the_run(model, tokens, tmp_path):
+    config = settings(steps=400, learning_rate=3e-2, evaluate_every=10, early_stopping=2)
+    result = train(model, tokens, config, run_dir=tmp_path)
+    assert result.reason == "early stopping"
+    losses = [evaluation.val_loss for evaluation in result.evaluations[1:]]
+    assert min(losses) == losses[-3]
+    assert load_metadata(result.checkpoint)["val_loss"] == min(losses)
+
+
+def test_evaluations_come_after_so_many_steps_and_samples_with_them(tokens, tmp_path):
+    config = settings(evaluate_every=4, sample_prompts=("ab", "b"), sample_tokens=3)
+    (tmp_path / "text.txt").write_text("".join(map(chr, range(97, 97 + V - 1))))
+    chars = gptrs.train_tokenizer(tmp_path / "text.txt", None, kind="char")
+    _, result = final_weights(config, tokens, tmp_path / "run", tokenizer=chars)
+    assert [evaluation.step for evaluation in result.evaluations] == [0, 4, 6]
+    samples = metrics(tmp_path / "run", "sample")
+    assert [(sample["step"], sample["prompt"]) for sample in samples] == [
+        (step, prompt) for step in (0, 4, 6) for prompt in ("ab", "b")
+    ]
+    assert all(1 <= len(sample["text"]) <= 20 for sample in samples)
+
+
+def test_a_folder_with_a_run_is_not_written_over(model, tokens, tmp_path):
+    train(model, tokens, settings(), run_dir=tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="has a run already: resume it"):
+        train(model, tokens, settings(), run_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train(model, tokens, settings(), run_dir=tmp_path / "new", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="no folder to write to"):
+        train(model, tokens, settings(), run_dir=tmp_path / "file" / "run")
+
+
+def test_memory_that_runs_out_is_told_with_what_to_lower(model, tokens, tmp_path, monkeypatch):
+    def too_much(*args, **documents):
+        if not model.training:
+            return torch.zeros(())
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB. GPU 0 has 1 GiB")
+
+    monkeypatch.setattr(training_step, "next_token_loss", too_much)
+    with pytest.raises(TrainingError, match=r"4 windows of 8 tokens: lower micro_batch .* 9 GiB"):
+        train(model, tokens, settings(), run_dir=tmp_path)
+
+
+def test_what_data_cannot_be_is_refused(model, tokens, tmp_path):
+    with pytest.raises(ConfigError, match="micro_batches"):
+        train(model, [1, 2, 3], settings(), run_dir=tmp_path)
+    with pytest.raises(ConfigError, match="validated on batches"):
+        train(model, Ragged(1), settings(), run_dir=tmp_path)
+    with pytest.raises(ConfigError, match="not a multiple of context_length 8"):
+        train(model, tokens, settings(batch_tokens=9), run_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []

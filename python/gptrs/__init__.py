@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from gptrs.generation import text_to_token_ids as text_to_token_ids
     from gptrs.generation import token_ids_to_text as token_ids_to_text
     from gptrs.generator import Generator as Generator
+    from gptrs.instructions import format_input as format_input
+    from gptrs.instructions import format_prompt as format_prompt
+    from gptrs.instructions import read_instructions as read_instructions
+    from gptrs.instructions_data import instruction_data as instruction_data
+    from gptrs.instructions_dataset import InstructionDataset as InstructionDataset
+    from gptrs.instructions_dataset import custom_collate_fn as custom_collate_fn
     from gptrs.kv_cache import KVCache as KVCache
     from gptrs.layers import GELU as GELU
     from gptrs.layers import FeedForward as FeedForward
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
     from gptrs.lora import load_lora as load_lora
     from gptrs.lora import lora_state_dict as lora_state_dict
     from gptrs.lora import merge_lora as merge_lora
+    from gptrs.lora import merged_copy as merged_copy
     from gptrs.lora import save_lora as save_lora
     from gptrs.model import GPTModel as GPTModel
     from gptrs.passages import Passage as Passage
@@ -63,12 +70,16 @@ if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer as Tokenizer
     from gptrs.tokenizer import get_tokenizer as get_tokenizer
     from gptrs.tokenizer_training import train_tokenizer as train_tokenizer
+    from gptrs.trainer import TrainingResult as TrainingResult
+    from gptrs.trainer import train as train
     from gptrs.training import calc_loss_batch as calc_loss_batch
     from gptrs.training import calc_loss_loader as calc_loss_loader
     from gptrs.training import evaluate_model as evaluate_model
     from gptrs.training import generate_and_print_sample as generate_and_print_sample
     from gptrs.training import plot_losses as plot_losses
     from gptrs.training import train_model_simple as train_model_simple
+    from gptrs.training_callbacks import Callback as Callback
+    from gptrs.training_config import TrainingConfig as TrainingConfig
     from gptrs.transformers_sampling import transformers_sampler as transformers_sampler
     from gptrs.vector_index import VectorIndex as VectorIndex
     from gptrs.vector_index_building import build_index as build_index
@@ -91,7 +102,17 @@ _EXPORTS = {
     "kv_cache": ("KVCache",),
     "layers": ("GELU", "FeedForward", "LayerNorm", "MultiHeadAttention", "TransformerBlock"),
     "loader": ("WindowLoader",),
-    "lora": ("add_lora", "load_lora", "lora_state_dict", "merge_lora", "save_lora"),
+    "instructions": ("format_input", "format_prompt", "read_instructions"),
+    "instructions_data": ("instruction_data",),
+    "instructions_dataset": ("InstructionDataset", "custom_collate_fn"),
+    "lora": (
+        "add_lora",
+        "load_lora",
+        "lora_state_dict",
+        "merge_lora",
+        "merged_copy",
+        "save_lora",
+    ),
     "model": ("GPTModel",),
     "passages": ("Passage", "read_passages"),
     "pretrained": ("from_hub",),
@@ -102,6 +123,7 @@ _EXPORTS = {
     "token_vectors": ("fold_projection", "load_token_vectors"),
     "tokenizer": ("Tokenizer", "get_tokenizer"),
     "tokenizer_training": ("train_tokenizer",),
+    "trainer": ("TrainingResult", "train"),
     "training": (
         "calc_loss_batch",
         "calc_loss_loader",
@@ -110,6 +132,8 @@ _EXPORTS = {
         "plot_losses",
         "train_model_simple",
     ),
+    "training_callbacks": ("Callback",),
+    "training_config": ("TrainingConfig",),
     "transformers_sampling": ("transformers_sampler",),
     "vector_index": ("VectorIndex",),
     "vector_index_building": ("build_index",),

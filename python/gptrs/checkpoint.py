@@ -10,6 +10,7 @@ instant the directory holds one whole checkpoint, the old or the new, and damage
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,28 +56,93 @@ def save_checkpoint(
         ConfigError: the model has other layers than its config makes; the tokenizer cannot be saved
             there, see `check_tokenizer`; or metadata is not JSON. Nothing was written.
     """
-    directory = Path(directory)
+    check_saveable(model)
+    own = check_tokenizer(tokenizer, model, directory)
+    write_checkpoint(model.cfg, tensors_of(model), Path(directory), own, metadata or {})
+
+
+def check_saveable(model: GPTModel) -> None:
+    """Raises ConfigError if `model` could not be loaded again."""
     if wrong := misfits(model):
         raise ConfigError(
             f"the model could not be loaded again: its config does not make {', '.join(wrong[:4])}"
             f"{' ...' if len(wrong) > 4 else ''}. Make its layers the book's first, as merge_lora "
             "and fold_projection do"
         )
-    saved = check_tokenizer(tokenizer, model, directory)
-    tensors = _tensors_to_save(model)
+
+
+def tensors_of(model: GPTModel) -> dict[str, Tensor]:
+    """What a checkpoint of `model` has: its own tensors by name, a tied matrix once."""
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.cfg.tie_embeddings:
+        del tensors["out_head.weight"]
+    return tensors
+
+
+def write_checkpoint(
+    cfg: GPTConfig,
+    tensors: dict[str, Tensor],
+    directory: Path,
+    tokenizer: Tokenizer | None,
+    metadata: dict[str, Any],
+) -> None:
+    """`save_checkpoint`, of tensors that `tensors_of` gave, with a tokenizer that was checked.
+
+    Raises:
+        CheckpointError: the directory cannot be written; what was there before still is.
+        ConfigError: metadata is not JSON. Nothing was written.
+    """
+    Manifest(cfg, "", tokenizer is not None, metadata).to_json()
+    dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         weights_file = _write(
-            directory, "model-{}.safetensors", lambda path: save_file(tensors, path)
+            directory, "model-{}.safetensors", lambda path: save_file(dense, path)
         )
-        if saved is not None:
-            # An older checkpoint's tokenizer is replaced by the same.
-            saved.save(directory)
-        manifest = Manifest(model.cfg, weights_file, saved is not None, metadata or {})
-        _write(directory, CONFIG_FILE, lambda path: path.write_text(manifest.to_json(), "utf-8"))
-        _remove_leftovers(directory, weights_file)
+        _describe(
+            directory, Manifest(cfg, weights_file, tokenizer is not None, metadata), tokenizer
+        )
     except OSError as error:
         raise CheckpointError(f"{directory}: the checkpoint cannot be written: {error}") from error
+
+
+def copy_checkpoint(source: Path, directory: Path) -> None:
+    """Writes the checkpoint in `source` to `directory` too; the weights are shared if they can be.
+
+    Raises:
+        CheckpointError: there is none, or the directory cannot be written; what was there before
+            still is.
+    """
+    manifest, tokenizer = read_manifest(source), load_tokenizer(source)
+    weights = directory / manifest.weights_file
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not weights.exists():
+            _link(source / manifest.weights_file, weights)
+        _describe(directory, manifest, tokenizer)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: the checkpoint cannot be written: {error}") from error
+
+
+def _describe(directory: Path, manifest: Manifest, tokenizer: Tokenizer | None) -> None:
+    """What follows the weights: from here on they are what the directory holds."""
+    if tokenizer is not None:
+        # An older checkpoint's tokenizer is replaced by the same.
+        tokenizer.save(directory)
+    _write(directory, CONFIG_FILE, lambda path: path.write_text(manifest.to_json(), "utf-8"))
+    _remove_leftovers(directory, manifest.weights_file)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody writes to again, or a copy where the disk has none."""
+    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        _sync(temporary)
+    os.replace(temporary, target)
 
 
 def check_tokenizer(
@@ -170,13 +236,6 @@ def _checked_path(directory: Path, name: str) -> Path:
     if digest not in name:
         raise CheckpointError(f"{path}: damaged: its content changed after it was saved")
     return path
-
-
-def _tensors_to_save(model: GPTModel) -> dict[str, Tensor]:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if model.cfg.tie_embeddings:
-        del tensors["out_head.weight"]
-    return tensors
 
 
 def _write(directory: Path, name: str, write: Callable[[Path], object]) -> str:

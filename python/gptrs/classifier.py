@@ -41,7 +41,7 @@ from gptrs.devices import choose_device, choose_precision
 from gptrs.errors import ConfigError, DataError
 from gptrs.estimator import Estimator
 from gptrs.lora import ATTENTION_TARGETS
-from gptrs.pooling import Pooling
+from gptrs.pooling_kinds import Pooling
 from gptrs.training_config import DeviceName, DtypeName
 
 LEARNING_RATES: dict[Train, float] = {
@@ -52,6 +52,14 @@ LEARNING_RATES: dict[Train, float] = {
 }
 """Unless another is given. The book's for the last block; a head of standardised features, which
 is convex, takes a larger one."""
+POOLINGS: dict[Train, Pooling] = {
+    "head": "mean",
+    "last_block": "last",
+    "lora": "last",
+    "all": "last",
+}
+"""Unless another is given. The last token's hidden state foretells the next token, and becomes a
+verdict on the text where blocks learn, as in the book; frozen ones say more together."""
 
 
 class Classifier(Estimator):
@@ -62,7 +70,8 @@ class Classifier(Estimator):
             shares its memory with a given model: train that one further, and classes change.
         num_classes: None: as many as the labels have. Labels 0..num_classes - 1 need not all occur.
         pooling: which of a text's tokens decide: "last" (the only one that has seen all), "mean",
-            "max", "weighted_mean" (later ones more), or "cls", the first.
+            "max", "weighted_mean" (later ones more), or "cls", the first. None: the mean with
+            train="head", else the last.
         train: what learns, always with a new head: "head" alone; "last_block", the book's recipe;
             "lora", adapters in every block; "all". With "head" the model runs once over the texts
             and later epochs cost next to nothing; with "last_block" all but that block runs once.
@@ -97,7 +106,7 @@ class Classifier(Estimator):
         model: ModelLike,
         num_classes: int | None = None,
         *,
-        pooling: Pooling = "last",
+        pooling: Pooling | None = None,
         train: Train = "head",
         tokenizer: Any = None,
         epochs: int = 10,
@@ -170,7 +179,7 @@ class Classifier(Estimator):
             put_head(own, len(classes))
             lora = self.lora_rank, self.lora_alpha, self.lora_targets
             layers = layers_to_train(own, self.train, *lora)
-            token_texts = TokenTexts(own, rows, self.pooling, precision)
+            token_texts = TokenTexts(own, rows, settings.pooling, precision)
             report = on_epoch or (_print if self.verbose else _say_nothing)
             learned = learn(token_texts, layers, labels_N, settings, started, report, self.verbose)
         self.history_, self.split_, self.confusion_ = learned
@@ -263,7 +272,8 @@ class Classifier(Estimator):
         return min(self.history_, key=lambda epoch: (epoch.val_loss, epoch.epoch)).epoch
 
     def __repr__(self) -> str:
-        return f"<Classifier: train={self.train!r}, pooling={self.pooling!r}>"
+        pooling = _pooling(self.pooling, self.train)
+        return f"<Classifier: train={self.train!r}, pooling={pooling!r}>"
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
@@ -279,7 +289,8 @@ class Classifier(Estimator):
         fitted = self.fitted_params_
         length = max_length_for(fitted["max_length"], model.cfg)
         rows, _ = token_rows(self.tokenizer_, texts, length)
-        token_texts = TokenTexts(model, rows, fitted["pooling"], self.precision_)
+        pooling = _pooling(fitted["pooling"], fitted["train"])
+        token_texts = TokenTexts(model, rows, pooling, self.precision_)
         with tqdm(total=len(rows), unit=" texts", delay=0.5, disable=not self.verbose) as bar:
             vectors_ND = token_texts.all_vectors(bar.update)
         with torch.no_grad():
@@ -291,7 +302,7 @@ class Classifier(Estimator):
         rate = self.learning_rate
         return Settings(
             train=self.train,
-            pooling=self.pooling,
+            pooling=_pooling(self.pooling, self.train),
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=LEARNING_RATES.get(self.train, 0.0) if rate is None else rate,
@@ -301,6 +312,10 @@ class Classifier(Estimator):
             patience=self.patience,
             seed=self.seed,
         )
+
+
+def _pooling(asked: Pooling | None, train: Train) -> Pooling:
+    return POOLINGS.get(train, "last") if asked is None else asked
 
 
 def _print(epoch: Epoch) -> None:

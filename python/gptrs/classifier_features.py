@@ -26,7 +26,8 @@ from gptrs.devices import Precision
 from gptrs.forward_pass import plan
 from gptrs.memory import available_bytes
 from gptrs.model import GPTModel
-from gptrs.pooling import Pooling, Window, batches_of
+from gptrs.pooling import Window, batches_of, pooled
+from gptrs.pooling_kinds import Pooling
 from gptrs.trunk import trunk_of
 
 BATCH_TOKENS = 4096
@@ -43,26 +44,6 @@ class Texts(Protocol):
 
     def vectors(self, indices: Tensor) -> Tensor:
         """float32 [B, D] of the texts with these numbers; gradients flow where something learns."""
-
-
-def pooled(hidden_BTD: Tensor, lengths_B: Tensor, pooling: Pooling) -> Tensor:
-    """One vector a text of its tokens' hidden states: float32 [B, D]."""
-    places_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
-    is_text_BT = places_T < lengths_B[:, None]
-    hidden_BTD = hidden_BTD.float()
-    match pooling:
-        case "max":
-            return hidden_BTD.masked_fill(~is_text_BT[..., None], -torch.inf).amax(1)
-        case "last":
-            weights_BT = (places_T == lengths_B[:, None] - 1).float()
-        case "cls":
-            weights_BT = (places_T == 0).expand_as(is_text_BT).float()
-        case "mean":
-            weights_BT = is_text_BT.float()
-        case "weighted_mean":
-            weights_BT = is_text_BT * (places_T + 1.0)
-    shares_BT = weights_BT / weights_BT.sum(1, keepdim=True)
-    return torch.bmm(shares_BT[:, None], hidden_BTD)[:, 0]
 
 
 def batches_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -31,7 +31,7 @@ from gptrs.classifier_labels import (
     stratified_split,
 )
 from gptrs.errors import ConfigError, TrainingError
-from gptrs.pooling import Pooling
+from gptrs.pooling_kinds import Pooling
 from gptrs.requests import count, real
 
 MAX_GRAD_NORM = 1.0

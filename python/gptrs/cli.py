@@ -1,6 +1,6 @@
 """The command `gptrs`: reads arguments and files, calls the library, prints.
 
-    gptrs demo | train DATA... | generate --model DIR --prompt TEXT
+    gptrs demo | train DATA... --out RUN | runs DIR... | generate --model DIR --prompt TEXT
     gptrs params PRESET|PATH | explain TEXT --model PRESET|PATH | plot KIND ... --out PICTURE
     gptrs train-tokenizer DATA... | tokenize FILES...
     gptrs build INPUT... --out DIR | merge PART... --out DIR
@@ -9,7 +9,8 @@
     gptrs embed FILES --model DIR --out DIR | search DIR QUESTION
     gptrs finetune-classifier DATA.csv --model DIR --out DIR | classify DIR TEXT...
 
-Exit codes: 0 done, 1 failed on the way, 2 asked for something impossible, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed on the way, 2 asked for something impossible, 130 stopped by Ctrl-C,
+143 by SIGTERM, where a command hears it.
 An error is one line on stderr. `train-tokenizer`, `tokenize`, `params` and every --help work
 without importing torch.
 """
@@ -20,14 +21,12 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import click
 
 from gptrs.build_commands import build, merge
-from gptrs.config import GPTConfig, Pos
 from gptrs.embed_commands import embed, search
 from gptrs.errors import (
     ConfigError,
@@ -41,9 +40,11 @@ from gptrs.finetune_commands import classify, finetune_classifier
 from gptrs.generate_commands import generate
 from gptrs.model_commands import explain, params
 from gptrs.plot_commands import plot
+from gptrs.run_commands import runs
 from gptrs.store_commands import convert, inspect, verify
-from gptrs.token_commands import tokenize, tokenizer_option, train_tokenizer
-from gptrs.training_config import SMALL_GPT, TrainingConfig
+from gptrs.token_commands import tokenize, train_tokenizer
+from gptrs.train_commands import EXIT_CODES, runs_option, train, training_options
+from gptrs.training_config import TrainingConfig
 from gptrs.word2vec_commands import word2vec
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
@@ -104,42 +105,6 @@ def _keep_waiting_threads_from_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
-def _training_options(*names: str) -> Callable[[F], F]:
-    """An option for each named field of TrainingConfig, or for all of them."""
-    hints = get_type_hints(TrainingConfig)
-
-    def add(function: F) -> F:
-        for field in reversed(fields(TrainingConfig)):
-            if not names or field.name in names:
-                function = click.option(
-                    f"--{field.name.replace('_', '-')}",
-                    type=_click_type(hints[field.name]),
-                    default=field.default,
-                    show_default=field.default is not None,
-                    help=TrainingConfig.help(field.name),
-                )(function)
-        return function
-
-    return add
-
-
-def _click_type(hint: Any) -> Any:
-    """What click parses a field with: a Literal by its choices, `int | None` as an int."""
-    if get_origin(hint) is Literal:
-        return click.Choice(get_args(hint))
-    return next((part for part in get_args(hint) if part is not type(None)), hint)
-
-
-_runs_option = click.option(
-    "--runs",
-    "runs_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="runs",
-    show_default=True,
-    help="The folder for numbered runs.",
-)
-
-
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,
@@ -153,8 +118,8 @@ def gptrs() -> None:
 
 
 @gptrs.command()
-@_training_options("minutes", "steps", "device", "dtype")
-@_runs_option
+@training_options("minutes", "steps", "device", "dtype")
+@runs_option
 def demo(runs_dir: Path, **settings: Any) -> int:
     """Watch a small GPT learn English and write.
 
@@ -163,77 +128,13 @@ def demo(runs_dir: Path, **settings: Any) -> int:
     """
     from gptrs.demo import run_demo
 
-    result = run_demo(runs_dir, TrainingConfig(**settings))
-    return EXIT_INTERRUPT if result.training.interrupted else 0
+    config = TrainingConfig(**{k: value for k, value in settings.items() if value is not None})
+    result = run_demo(runs_dir, config)
+    return EXIT_CODES[result.training.reason] if result.training.interrupted else 0
 
 
-@gptrs.command()
-@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--context-length", default=SMALL_GPT.context_length, show_default=True,
-              help="Most tokens the model sees at once.")  # fmt: skip
-@click.option("--emb-dim", default=SMALL_GPT.emb_dim, show_default=True,
-              help="Width of the model, a multiple of --n-heads.")  # fmt: skip
-@click.option("--n-heads", default=SMALL_GPT.n_heads, show_default=True,
-              help="Attention heads a layer.")  # fmt: skip
-@click.option("--n-layers", default=SMALL_GPT.n_layers, show_default=True,
-              help="Layers, that is transformer blocks.")  # fmt: skip
-@click.option("--drop-rate", default=SMALL_GPT.drop_rate, show_default=True,
-              help="Dropout while training.")  # fmt: skip
-@click.option("--pos", type=click.Choice(get_args(Pos)), default=SMALL_GPT.pos, show_default=True,
-              help="How tokens know their places.")  # fmt: skip
-@click.option("--rel-max-distance", type=int,
-              help="From here on distances count as equal; for the kinds of --pos that have such a "
-              "limit.")  # fmt: skip
-@tokenizer_option
-@_training_options()
-@_runs_option
-def train(
-    data: tuple[Path, ...],
-    spec: str,
-    context_length: int,
-    emb_dim: int,
-    n_heads: int,
-    n_layers: int,
-    drop_rate: float,
-    pos: Pos,
-    rel_max_distance: int | None,
-    runs_dir: Path,
-    **settings: Any,
-) -> int:
-    """Train a GPT on text: files, or folders with .txt and .md files.
-
-    Each file is one document in UTF-8. A new numbered run gets the checkpoint, metrics.jsonl and
-    loss.png. Ctrl-C stops early and keeps what was learned. A small tokenizer of your own, from
-    `gptrs train-tokenizer`, makes a smaller and faster model.
-    """
-    shape = SMALL_GPT.to_dict() | {
-        "context_length": context_length,
-        "emb_dim": emb_dim,
-        "n_heads": n_heads,
-        "n_layers": n_layers,
-        "drop_rate": drop_rate,
-        "pos": pos,
-        "rel_max_distance": rel_max_distance,
-    }
-    GPTConfig.of(shape)  # Refuses what is impossible before torch is imported and text is read.
-    config = TrainingConfig(**settings)
-
-    from gptrs.corpus import tokenize_files
-    from gptrs.report import train_in_new_run
-    from gptrs.text import find_text_files
-    from gptrs.tokenizer import own_tokenizer
-
-    tokenizer = own_tokenizer(spec)
-    model_config = GPTConfig.of(shape | {"vocab_size": tokenizer.n_vocab})
-    tokens = tokenize_files(find_text_files(data), tokenizer)
-    result = train_in_new_run(runs_dir, "train", model_config, tokens, config, tokenizer=tokenizer)
-    if result.interrupted:
-        return EXIT_INTERRUPT
-    run_dir = result.checkpoint.parent
-    click.echo(f'\nLet it write:\n  gptrs generate --model {run_dir} --prompt "..."')
-    return 0
-
-
+gptrs.add_command(train)
+gptrs.add_command(runs)
 gptrs.add_command(generate)
 gptrs.add_command(train_tokenizer)
 gptrs.add_command(tokenize)

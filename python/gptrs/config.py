@@ -40,7 +40,7 @@ _COUNTS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 _FLAGS = ("qkv_bias", "tie_embeddings")
 
 # What the same fields are called elsewhere (nanoGPT, transformers).
-_FOREIGN_NAMES = {
+FOREIGN_NAMES = {
     "n_embd": "emb_dim",
     "hidden_size": "emb_dim",
     "d_model": "emb_dim",
@@ -267,7 +267,7 @@ def _check_distances(cfg: GPTConfig) -> None:
 
 def _unknown_key_message(key: object, known: list[str]) -> str:
     name = str(key)
-    nearest = [_FOREIGN_NAMES[name]] if name in _FOREIGN_NAMES else []
+    nearest = [FOREIGN_NAMES[name]] if name in FOREIGN_NAMES else []
     nearest = nearest or difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys are {', '.join(known)}"
     return f"unknown config key {key!r}: {hint}"

@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 
 from gptrs.checkpoint import load_checkpoint
 from gptrs.generator import Generator
-from gptrs.model import GPTModel
 from gptrs.report import print_stream, train_in_new_run
 from gptrs.requests import Options
 from gptrs.text import help_topics
 from gptrs.tokenizer import get_tokenizer
-from gptrs.trainer import Evaluation, TrainingResult
+from gptrs.trainer import TrainingResult
+from gptrs.training_callbacks import Callback, Evaluation, RunView
 from gptrs.training_config import SMALL_GPT, TrainingConfig
 
 PROMPT = "If the object"
@@ -61,7 +61,7 @@ def run_demo(runs_dir: str | Path = "runs", config: TrainingConfig | None = None
         tokenizer.encode_to_numpy(text),
         config or TrainingConfig(),
         tokenizer=tokenizer,
-        on_evaluation=_SampleWriter(),
+        callbacks=[_SampleWriter()],
     )
     if result.interrupted:
         return DemoResult(training=result, completion="")
@@ -73,17 +73,18 @@ def run_demo(runs_dir: str | Path = "runs", config: TrainingConfig | None = None
     return DemoResult(training=result, completion=completion)
 
 
-class _SampleWriter:
+class _SampleWriter(Callback):
     """Prints how the model would continue the prompt, a few times in a run."""
 
     def __init__(self) -> None:
         self._shares_left = list(SAMPLED_SHARES)
 
-    def __call__(self, model: GPTModel, evaluation: Evaluation) -> None:
+    def on_evaluation(self, run: RunView, evaluation: Evaluation) -> None:
+        """Prints a sample, if it is time for one."""
         if not self._shares_left or evaluation.progress < self._shares_left[0]:
             return
         self._shares_left = [share for share in self._shares_left if share > evaluation.progress]
-        completion = Generator(model)(PROMPT, SAMPLE_TOKENS, **SAMPLING)[0]
+        completion = Generator(run.model)(PROMPT, SAMPLE_TOKENS, **SAMPLING)[0]
         tqdm.write(textwrap.indent(f"{PROMPT}{completion.text}", "    | ", lambda line: True))
 
 

@@ -9,14 +9,21 @@ from gptrs.errors import ConfigError
 
 
 class Precision(NamedTuple):
-    """What matmuls compute in. Weights and sums stay float32 either way."""
+    """What matmuls compute in. Weights and sums stay float32, but for a pure one's weights."""
 
     dtype: torch.dtype
     reason: str
+    is_pure: bool = False
+    """Whether the model's weights have the dtype themselves."""
+
+    @property
+    def name(self) -> str:
+        """As a setting: "float32", "bfloat16", "pure-bfloat16"."""
+        return "pure-" * self.is_pure + str(self.dtype).removeprefix("torch.")
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context to run a forward pass and its loss in."""
-        if self.dtype == torch.float32:
+        if self.dtype == torch.float32 or self.is_pure:
             return nullcontext()
         return torch.autocast(device.type, self.dtype)
 

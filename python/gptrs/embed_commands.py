@@ -12,19 +12,20 @@ import shlex
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
 from gptrs.errors import CheckpointError
+from gptrs.pooling_kinds import Pooling
 from gptrs.training_config import DeviceName
 
 if TYPE_CHECKING:
     from gptrs.embeddings import Embedder
     from gptrs.vector_index import Hit, VectorIndex
 
-# Names of `pooling.Pooling`, which takes torch.
-POOLINGS = ("mean", "last", "max", "cls", "weighted_mean")
+
+STOPPED: Final = "stopped; the same command goes on"
 
 _device_option = click.option(
     "--device",
@@ -46,12 +47,16 @@ _dtype_option = click.option(
               help="A run, a checkpoint, or a Hugging Face GPT-2's folder.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="The folder for passages and vectors; an index there is replaced.")  # fmt: skip
+@click.option("--overwrite", is_flag=True,
+              help="Start anew, instead of going on with what was begun and stopped.")  # fmt: skip
 @click.option("--passage-tokens", type=click.IntRange(min=1), default=128, show_default=True,
               help="About so many tokens in a passage at most.")  # fmt: skip
-@click.option("--pooling", type=click.Choice(POOLINGS), default="mean", show_default=True,
+@click.option("--pooling", type=click.Choice(get_args(Pooling)), default="mean", show_default=True,
               help="What becomes of the vectors of a passage's tokens.")  # fmt: skip
 @click.option("--layer", default=-1, show_default=True,
-              help="Which hidden states: 0 is the embeddings, -1 the last.")  # fmt: skip
+              help="Which hidden states: 0 is the embeddings, -1 the last. With a small model 0 or "
+              "one from the middle often searches better: the last ones foretell the next "
+              "token.")  # fmt: skip
 @click.option("--batch-tokens", type=click.IntRange(min=1),
               help="Tokens in a batch.")  # fmt: skip
 @click.option("--text-key", default="text", show_default=True,
@@ -73,6 +78,7 @@ def embed(
     inputs: tuple[str, ...],
     model: Path,
     out: Path,
+    overwrite: bool,
     passage_tokens: int,
     input_format: Any,
     text_key: str,
@@ -86,7 +92,7 @@ def embed(
 
     INPUT is a file, a folder, a pattern such as 'docs/**/*.md', or - for standard input. Text
     (.txt, .md, any other), JSON Lines (.jsonl), both also .gz, and Parquet. Paragraphs go together
-    into a passage while they fit.
+    into a passage while they fit. After Ctrl-C or a kill the same command goes on.
     """
     from gptrs.passages import read_passages
     from gptrs.vector_index_building import MOST_EXACT, build_index
@@ -101,9 +107,21 @@ def embed(
         text_key=text_key,
         errors=errors,
     )
-    start = time.perf_counter()
-    index = build_index(out, passages, embedder, approximate=approximate, progress=True)
-    _print_summary(index, time.perf_counter() - start)
+    start, num_before = time.perf_counter(), 0
+
+    def on_resume(num_passages: int) -> None:
+        nonlocal start, num_before
+        start, num_before = time.perf_counter(), num_passages
+        click.echo(f"going on behind {num_passages:,} passages", err=True)
+
+    try:
+        index = build_index(
+            out, passages, embedder,
+            approximate=approximate, overwrite=overwrite, progress=True, on_resume=on_resume,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(STOPPED) from None
+    _print_summary(index, num_before, time.perf_counter() - start)
     if index.facts.recall is None and approximate is None and len(index.vectors) > MOST_EXACT:
         click.echo('A graph would make search faster: pip install "gptrs[search]", and again.')
     click.echo(f'\nSearch it:\n  gptrs search {shlex.quote(str(out))} "..."')
@@ -145,11 +163,11 @@ def _embedder(path: Path, device: str, **settings: Any) -> Embedder:
     return Embedder(path, device=choose_device(device), **settings)
 
 
-def _print_summary(index: VectorIndex, seconds: float) -> None:
+def _print_summary(index: VectorIndex, num_before: int, seconds: float) -> None:
     facts = index.facts
     click.echo(
         f"{facts.num_passages:,} passages x {facts.dim} are in {index.directory} "
-        f"({facts.num_passages / seconds:,.0f} passages a second)"
+        f"({(facts.num_passages - num_before) / seconds:,.0f} passages a second)"
     )
     if facts.recall is not None:
         click.echo(

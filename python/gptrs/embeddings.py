@@ -9,7 +9,7 @@ output layer, are never computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -29,7 +29,8 @@ from gptrs.eval_mode import evaluating
 from gptrs.model import GPTModel
 from gptrs.model_facts import device_of
 from gptrs.params import shape
-from gptrs.pooling import Pool, Pooling, batches_of, windows_of
+from gptrs.pooling import Pool, batches_of, windows_of
+from gptrs.pooling_kinds import Pooling
 from gptrs.pretrained import from_pretrained, tokenizer_beside
 from gptrs.prompts import PromptReader
 from gptrs.sentence_methods import SentenceMethods, Vectors, normalized
@@ -37,6 +38,8 @@ from gptrs.tokenizer import get_tokenizer
 from gptrs.trunk import fingerprint, trunk_of
 
 ModelLike = GPTModel | str | PathLike[str]
+OnTexts = Callable[[int], object]
+"""Is told how many more texts are done."""
 
 BATCH_TOKENS: Final = 8192
 # A block of texts has about as many batches: enough to sort into little padding, and so much is
@@ -177,19 +180,36 @@ class Embedder(SentenceMethods):
                 f"the tokenizer has {n_vocab} ids, and the model knows {model.cfg.vocab_size}"
             )
 
-    def embed(self, texts: Iterable[str], *, progress: bool = False) -> Vectors:
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        progress: bool = False,
+        on_texts: OnTexts | None = None,
+    ) -> Vectors:
         """Vectors float32 [N, D], in the order of the texts; errors as of `gptrs.embed`."""
-        blocks = list(self.embed_iter(texts, progress=progress))
+        blocks = list(self.embed_iter(texts, progress=progress, on_texts=on_texts))
         if not blocks:
             return np.empty((0, self.model.cfg.emb_dim), dtype=np.float32)
         return np.concatenate(blocks)
 
-    def embed_iter(self, texts: Iterable[str], *, progress: bool = False) -> Iterator[Vectors]:
+    def embed_iter(
+        self,
+        texts: Iterable[str],
+        *,
+        progress: bool = False,
+        on_texts: OnTexts | None = None,
+    ) -> Iterator[Vectors]:
         """The same in blocks float32 [n, D], as soon as each is done; `texts` may be endless."""
         if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
             what = f"one {type(texts).__name__}"
             raise DataError(f"texts are an iterable of str, such as a list of them; found {what}")
-        return self._embed_iter(texts, progress)
+        return self._embed_iter(texts, progress, on_texts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matmuls compute in."""
+        return self._autocast_dtype or self.model.tok_emb.weight.dtype
 
     def identity(self) -> dict[str, str]:
         """Which model this is: `name`, `path` if it was read from one, and `fingerprint`.
@@ -200,15 +220,17 @@ class Embedder(SentenceMethods):
         found = {"name": shape(self.model.cfg), "fingerprint": fingerprint(trunk, self.tokenizer)}
         return found if self.path is None else found | {"path": self.path}
 
-    def _embed_iter(self, texts: Iterable[str], progress: bool) -> Iterator[Vectors]:
+    def _embed_iter(
+        self, texts: Iterable[str], progress: bool, on_texts: OnTexts | None
+    ) -> Iterator[Vectors]:
         total = len(texts) if isinstance(texts, Sequence) else None
         first = 0
         with tqdm(total=total, unit=" texts", delay=0.2, disable=not progress) as bar:
             for block in _blocks(texts, self.batch_tokens * BATCHES_IN_BLOCK * CHARS_IN_TOKEN):
-                yield self._embed_block(block, first, bar)
+                yield self._embed_block(block, first, on_texts or bar.update)
                 first += len(block)
 
-    def _embed_block(self, texts: list[str], first: int, bar: tqdm[Any]) -> Vectors:
+    def _embed_block(self, texts: list[str], first: int, on_texts: OnTexts) -> Vectors:
         ids = self._encode(texts)
         lengths = [len(row) for row in ids]
         if 0 in lengths:
@@ -227,7 +249,7 @@ class Embedder(SentenceMethods):
             for batch in batches_of(windows, self.batch_tokens, most_padding):
                 ids_BT = _padded([ids[each.text][each.start : each.end] for each in batch])
                 pool.add(trunk.hidden_states(ids_BT.to(device)), batch)
-                bar.update(sum(each.end == lengths[each.text] for each in batch))
+                on_texts(sum(each.end == lengths[each.text] for each in batch))
         vectors: Vectors = pool.vectors().numpy()
         return normalized(vectors) if self.normalize else vectors
 

@@ -21,6 +21,7 @@ import click
 from gptrs.errors import ConfigError, DataError, MissingExtraError
 from gptrs.files import write_whole
 from gptrs.labelled_texts import read_table
+from gptrs.pooling_kinds import Pooling
 from gptrs.text import decode_utf8
 from gptrs.training_config import DeviceName, DtypeName
 
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from gptrs.classifier import Classifier
 
 METRICS_FILE, PICTURE_FILE = "metrics.json", "confusion.png"
-# `gptrs.classifier_body.Train` and `gptrs.pooling.Pooling`, whose modules import torch.
+# `gptrs.classifier_body.Train`, whose module imports torch.
 TRAIN = ("head", "last_block", "lora", "all")
-POOLING = ("last", "mean", "max", "weighted_mean", "cls")
 
 
 @click.command("finetune-classifier")
@@ -47,8 +47,9 @@ POOLING = ("last", "mean", "max", "weighted_mean", "cls")
 @click.option("--delimiter", help="Between columns; by default a tab for .tsv, a comma else.")
 @click.option("--train", type=click.Choice(TRAIN), default="head", show_default=True,
               help="What learns; last_block is the book's recipe.")  # fmt: skip
-@click.option("--pooling", type=click.Choice(POOLING), default="last", show_default=True,
-              help="Which of a text's tokens decide.")  # fmt: skip
+@click.option("--pooling", type=click.Choice(get_args(Pooling)),
+              help="Which of a text's tokens decide; by default, mean with --train head, which "
+              "takes them as they are, else last.")  # fmt: skip
 @click.option("--epochs", default=10, show_default=True, help="How often to read the texts.")
 @click.option("--batch-size", default=16, show_default=True, help="Texts in a step.")
 @click.option("--learning-rate", type=float, help="Of AdamW; by default, as --train needs it.")

@@ -10,18 +10,21 @@ the fused and native paths step aside, since such a layer is no plain `nn.Linear
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.errors import CheckpointError, ConfigError
+from gptrs.lora_base import ADAPTER_PARTS, described_base, differs_from
+from gptrs.lora_base import base_fingerprint as base_fingerprint
 from gptrs.tensor_folder import read_folder, write_folder
 
 STEM = "lora"
@@ -29,7 +32,8 @@ STEM = "lora"
 ATTENTION_TARGETS = ("W_query", "W_value")
 """What the paper adapts (section 7.1): these two for a given number of parameters."""
 
-_SAMPLE_SIZE = 8
+Model = TypeVar("Model", bound=nn.Module)
+
 _BLOCK = re.compile(r"^.*?\.\d+\.")
 
 
@@ -54,6 +58,11 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.train(linear.training)
+
+    @property
+    def adapters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """lora_A and lora_B."""
+        return self.lora_A, self.lora_B
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's name
         """[..., in_features] to [..., out_features]."""
@@ -121,6 +130,26 @@ def merge_lora(model: nn.Module) -> None:
     model.requires_grad_(True)
 
 
+def merged_copy(model: Model) -> Model:
+    """A plain model that computes the same, to rounding; `model` goes on learning as it is.
+
+    Shares all weights with it but those of the layers that have adapters: it is for saving or for
+    reading, before `model` learns further or is merged itself.
+
+    Raises:
+        ConfigError: the model has no LoRA layers.
+    """
+    adapters = {id(part) for _, layer in _lora_layers(model) for part in layer.adapters}
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+        if id(parameter) not in adapters
+    }
+    plain = copy.deepcopy(model, shared)
+    merge_lora(plain)
+    return plain
+
+
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The adapters alone, `...lora_A` and `...lora_B` by their paths; the model's own tensors.
 
@@ -130,13 +159,34 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{part}": getattr(layer, part).detach()
         for name, layer in _lora_layers(model)
-        for part in ("lora_A", "lora_B")
+        for part in ADAPTER_PARTS
     }
 
 
-def save_lora(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+def load_lora_state_dict(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a model's adapters the values that `lora_state_dict` had.
+
+    Raises:
+        ConfigError: the model has no LoRA layers.
+        CheckpointError: adapters are missing, unexpected or of another shape; the message lists
+            all of them. Nothing was changed.
+    """
+    own = lora_state_dict(model)
+    shapes = {name: list(tensor.shape) for name, tensor in own.items()}
+    if problems := [*_misshapen(tensors, shapes)]:
+        raise CheckpointError("these are not the model's adapters:\n  " + "\n  ".join(problems))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def save_lora(
+    model: nn.Module, directory: str | os.PathLike[str], *, fingerprint: str | None = None
+) -> None:
     """Writes the adapters, and nothing of the model beside them, to `directory`.
 
+    Args:
+        fingerprint: the model's `base_fingerprint`, if it is known already: it is computed else.
     Raises:
         ConfigError: the model has no LoRA layers.
         CheckpointError: the folder cannot be written; what was there before still is.
@@ -148,7 +198,7 @@ def save_lora(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         "alpha": first.alpha,
         "dropout": first.dropout.p,
         "layers": list(layers),
-        "base": {"layer": name, "first_numbers": _sample(first.weight)},
+        "base": described_base(model, name, fingerprint),
     }
     write_folder(Path(directory), STEM, content, lora_state_dict(model))
 
@@ -158,7 +208,8 @@ def load_lora(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
     Raises:
         CheckpointError: there are none, or they are damaged or those of another model: its layers
-            or their shapes differ, or its weights do. The model is unchanged.
+            or their shapes differ, or a bit of its weights does (in another dtype than theirs:
+            more than rounding). The model is unchanged.
         ConfigError: the model has LoRA layers already.
     """
     directory = Path(directory)
@@ -167,7 +218,7 @@ def load_lora(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         names: list[str] = list(content["layers"])
         numbers = content["rank"], content["alpha"], content["dropout"]
         _check_numbers(*numbers)
-        base = content["base"]["layer"], content["base"]["first_numbers"]
+        base = {key: content["base"][key] for key in ("layer", "first_numbers")} | content["base"]
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{directory}: damaged: {STEM}.json: {error!r}") from error
     _refuse_twice(model)
@@ -175,9 +226,7 @@ def load_lora(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         listed = "\n  ".join(problems)
         raise CheckpointError(f"{directory}: these are another model's adapters:\n  {listed}")
     _replace_all(model, names, *numbers)
-    with torch.no_grad():
-        for name, tensor in lora_state_dict(model).items():
-            tensor.copy_(tensors[name])
+    load_lora_state_dict(model, tensors)
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -259,7 +308,7 @@ def _misfits(
     names: list[str],
     rank: int,
     tensors: Mapping[str, Tensor],
-    base: tuple[str, list[float]],
+    base: Mapping[str, Any],
 ) -> Iterator[str]:
     """Why saved adapters are not this model's."""
     modules = dict(model.named_modules())
@@ -271,20 +320,16 @@ def _misfits(
             continue
         expected[f"{name}.lora_A"] = [rank, module.in_features]
         expected[f"{name}.lora_B"] = [module.out_features, rank]
+    yield from _misshapen(tensors, expected)
+    if type(modules.get(base["layer"])) is nn.Linear and (why := differs_from(model, base)):
+        yield why
+
+
+def _misshapen(tensors: Mapping[str, Tensor], expected: Mapping[str, list[int]]) -> Iterator[str]:
+    """Which tensors are missing, or not of the shape that the model needs; which are too many."""
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name, shape in expected.items():
         if found.get(name) != shape:
             yield f"{name} is {found.get(name, 'missing')}, and the model needs {shape}"
-    layer, numbers = base
-    module = modules.get(layer)
-    # bfloat16 has 8 bits: the same model may have been loaded in another dtype.
-    if type(module) is nn.Linear and not torch.allclose(
-        torch.tensor(_sample(module.weight)), torch.tensor(numbers), rtol=0.01, atol=1e-6
-    ):
-        yield f"the weights of {layer} are not those that the adapters were trained beside"
-
-
-def _sample(weight: Tensor) -> list[float]:
-    """A few numbers by which a model's weights are known again."""
-    sample: list[float] = weight.detach().flatten()[:_SAMPLE_SIZE].float().cpu().tolist()
-    return sample
+    for name in sorted(found.keys() - expected.keys()):
+        yield f"{name} is not the model's"

@@ -10,7 +10,7 @@ through memory costs more than computing them. So they are made a block at a tim
 
 # N rows (tokens), D emb_dim, V vocab_size
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,12 @@ ROWS_FROM_WIDTH = 512
 
 
 def next_token_loss(
-    model: nn.Module, in_idx: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
+    model: nn.Module,
+    in_idx: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of `model`'s next-token predictions, a scalar: what `train` minimises.
 
@@ -39,18 +44,21 @@ def next_token_loss(
     Args:
         in_idx: int64 [B, T].
         targets: int64 [B, T]; `ignore_index` where a position does not count.
+        cu_seqlens: int32, where documents start and end, as `GPTModel.forward` takes it.
     """
     targets_N = targets.flatten()
+    # A model that is not ours need not know the name.
+    documents: dict[str, Any] = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
     if is_stock(model, GPTModel):
         stock = cast(GPTModel, model)
-        hidden_ND = stock.hidden_states(in_idx).flatten(0, 1)
+        hidden_ND = stock.hidden_states(in_idx, **documents).flatten(0, 1)
         if _is_plain_projection(stock.out_head) and _matmul_dtype(hidden_ND) != torch.float16:
             return linear_cross_entropy(
                 hidden_ND, stock.out_head.weight, targets_N, ignore_index=ignore_index
             )
         logits_NV: Tensor = stock.out_head(hidden_ND)
     else:
-        logits_NV = model(in_idx).flatten(0, 1)
+        logits_NV = model(in_idx, **documents).flatten(0, 1)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     return F.cross_entropy(logits_NV, targets_N, ignore_index=ignore_index)
 

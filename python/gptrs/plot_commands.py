@@ -2,7 +2,7 @@
 
     of a text by a model    embeddings, inputs, attention, lens, sampling: text_plot_commands
     of a model              projection, positions
-    of configs, runs, data  parameters, losses, confusion, store
+    of configs, runs, data  parameters, loss, confusion, store
 
 What is drawn is computed by `insight`, and drawn by `plots`. Torch and matplotlib are imported when
 a command runs.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gptrs.plots import Style
+    from gptrs.plots.losses import Axis, Shown
     from gptrs.store import TokenStore
 
 _DOTS_ON_PICTURE, _DOTS_ON_PAGE = 300, 5000
@@ -123,8 +124,13 @@ def positions(path: str, text: str | None, layer: int, out: Path, style: Style) 
 
 @plot.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--by", type=click.Choice(("tokens", "steps", "minutes")),
+              help="What the axis counts; by default tokens, or steps where a run does not say "
+              "how many tokens these have.")  # fmt: skip
+@click.option("--show", type=click.Choice(("both", "training", "validation")), default="both",
+              show_default=True, help="Which losses.")  # fmt: skip
 @picture_options
-def losses(runs: tuple[Path, ...], out: Path, style: Style) -> None:
+def loss(runs: tuple[Path, ...], by: Axis | None, show: Shown, out: Path, style: Style) -> None:
     """The loss curves of RUNS over each other, from their metrics.jsonl."""
     check_out(out)
     from gptrs.plots import losses_figure
@@ -133,7 +139,7 @@ def losses(runs: tuple[Path, ...], out: Path, style: Style) -> None:
     curves = {
         str(run.parent if run.name == METRICS_FILE else run): read_losses(run) for run in runs
     }
-    save(losses_figure(curves, style=style), out)
+    save(losses_figure(curves, by=by, show=show, style=style), out)
 
 
 @plot.command()

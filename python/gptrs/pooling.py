@@ -16,12 +16,12 @@ but the maximum are weighted sums, which windows and batches add up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Pooling = Literal["mean", "last", "max", "cls", "weighted_mean"]
+from gptrs.pooling_kinds import Pooling
 
 
 class Window(NamedTuple):
@@ -67,6 +67,13 @@ def batches_of(
         yield batch
 
 
+def pooled(hidden_BTD: Tensor, lengths_B: Tensor, pooling: Pooling) -> Tensor:
+    """The vectors of texts that are whole in a batch: float32 [B, D]; gradients flow."""
+    place_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+    length_B1 = lengths_B[:, None]
+    return _pooled(hidden_BTD.float(), pooling, place_BT, length_B1, place_BT < length_B1)
+
+
 class Pool:
     """Vectors of `num_texts` texts, to which windows are added in any order.
 
@@ -98,20 +105,28 @@ class Pool:
         start_B1, new_B1, end_B1, length_B1 = (bound[:, None] for bound in bounds)
         place_BT = start_B1 + torch.arange(hidden_BTD.shape[1], device=device)
         counts_BT = (place_BT >= new_B1) & (place_BT < end_B1)
+        part_BD = _pooled(hidden_BTD, self._pooling, place_BT, length_B1, counts_BT)
         if self._pooling == "max":
-            most_BD = hidden_BTD.masked_fill(~counts_BT[..., None], -torch.inf).amax(1)
-            rows_BD = text_B[:, None].expand_as(most_BD)
-            self._sums_ND.scatter_reduce_(0, rows_BD, most_BD, "amax")
-            return
-        share_BT = _shares(self._pooling, place_BT, length_B1) * counts_BT
-        self._sums_ND.index_add_(0, text_B, torch.bmm(share_BT[:, None], hidden_BTD)[:, 0])
+            self._sums_ND.scatter_reduce_(0, text_B[:, None].expand_as(part_BD), part_BD, "amax")
+        else:
+            self._sums_ND.index_add_(0, text_B, part_BD)
+
+
+def _pooled(
+    hidden_BTD: Tensor, pooling: Pooling, place_BT: Tensor, length_B1: Tensor, counts_BT: Tensor
+) -> Tensor:
+    """What the tokens that count add to their text's vector: float32 [B, D]."""
+    if pooling == "max":
+        return hidden_BTD.masked_fill(~counts_BT[..., None], -torch.inf).amax(1)
+    share_BT = _shares(pooling, place_BT, length_B1) * counts_BT
+    return torch.bmm(share_BT[:, None], hidden_BTD)[:, 0]
 
 
 def _shares(pooling: Pooling, place_BT: Tensor, length_B1: Tensor) -> Tensor:
-    """float32 [B, T]: what a token at a place in its text counts; all tokens together, 1."""
+    """float32, as wide as [B, T]: what a token at a place counts; a text's tokens together, 1."""
     match pooling:
         case "mean":
-            return (1 / length_B1).expand_as(place_BT)
+            return 1 / length_B1
         case "weighted_mean":
             return 2 * (place_BT + 1) / length_B1 / (length_B1 + 1)
         case "cls":

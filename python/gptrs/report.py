@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptrs import plots
 from gptrs.config import GPTConfig
 from gptrs.corpus import Tokens
-from gptrs.errors import GptrsError, MissingExtraError
+from gptrs.errors import GptrsError
 from gptrs.model import GPTModel
-from gptrs.trainer import Evaluation, TrainingResult, train
+from gptrs.run_reports import RunReports
+from gptrs.trainer import TrainingResult, train
+from gptrs.training_callbacks import Callback
 from gptrs.training_config import TrainingConfig
-
-OnEvaluation = Callable[[GPTModel, Evaluation], None]
 
 
 def train_in_new_run(
@@ -29,14 +28,14 @@ def train_in_new_run(
     config: TrainingConfig,
     *,
     tokenizer: Any,
-    on_evaluation: OnEvaluation | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Trains a new model in `runs_dir/name-001`, or the next free number, and says how it went.
 
-    The run gets loss.png too, unless it was interrupted.
+    The run gets samples.md, loss.png and report.html, also if it is interrupted.
 
     Args:
-        on_evaluation: called with the model after each evaluation, before the first step too.
+        callbacks: are told what happens as the run goes, before the report is written.
     Raises:
         DataError, TokenIdError, ConfigError, TrainingError: see `train`; with the first three no
             folder of the run is left.
@@ -51,7 +50,7 @@ def train_in_new_run(
             config,
             run_dir=run_dir,
             tokenizer=tokenizer,
-            on_evaluation=on_evaluation and (lambda evaluation: on_evaluation(model, evaluation)),
+            callbacks=[*callbacks, RunReports()],
         )
     except GptrsError:
         with suppress(OSError):
@@ -59,7 +58,6 @@ def train_in_new_run(
         raise
     if not result.interrupted:
         print_summary(result)
-        draw_losses(result, run_dir)
     return result
 
 
@@ -88,27 +86,10 @@ def print_summary(result: TrainingResult) -> None:
         ("knowing only how common tokens are", result.unigram_loss, result.unigram_bits_per_byte),
     )
     for label, loss, bits in rows:
+        if loss is None:
+            continue
         print(f"{label:36}{loss:14.3f}{'' if bits is None else f'{bits:16.3f}'}")
     print()
-
-
-def draw_losses(result: TrainingResult, run_dir: Path) -> None:
-    """Saves loss.png in `run_dir`; without matplotlib, prints how to get it."""
-    path = run_dir / "loss.png"
-    try:
-        plots.save_loss_figure(
-            path,
-            step_losses=result.step_losses,
-            val_steps=[evaluation.step for evaluation in result.evaluations],
-            val_losses=[evaluation.val_loss for evaluation in result.evaluations],
-            tokens_per_step=result.tokens_per_step,
-            unigram_loss=result.unigram_loss,
-            title=f"{run_dir.name}: loss",
-        )
-    except MissingExtraError as error:
-        print(f"No picture of the loss: {error}")
-    else:
-        print(f"The loss curves are in {path}")
 
 
 def print_stream(pieces: Iterable[str], prompt: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -82,7 +83,7 @@ def inspect(
     click.echo("\n".join(_totals(store, tokenizer, counts, bins)))
     if bins:
         click.echo(f"\ndocument lengths in tokens: {shortest:,} to {longest:,}, "
-                   f"half of them up to about {_median(bins):,}")  # fmt: skip
+                   f"half of them up to about {_median(bins, longest):,}")  # fmt: skip
         click.echo("\n".join(_histogram(bins)))
     if top and counts.any():
         click.echo("\nmost frequent tokens")
@@ -220,14 +221,14 @@ def _bytes_a_token(store: TokenStore, tokenizer: AnyTokenizer | None, counts: Co
     return f"{of_all}{num_bytes / counted:.2f} bytes a token"
 
 
-def _median(bins: Bins) -> int:
-    """The shortest length of the bin in which half of the documents are reached."""
+def _median(bins: Bins, longest: int) -> int:
+    """The length that the bin may reach in which half of the documents are reached."""
     half, seen = sum(count for _, count in bins) / 2, 0
-    for start, count in bins:
+    for (_, count), (next_start, _) in pairwise(bins):
         seen += count
         if seen >= half:
-            return start
-    return 0
+            return next_start - 1
+    return longest  # What the last bin reaches.
 
 
 def _histogram(bins: Bins) -> Iterator[str]:

@@ -9,9 +9,7 @@ the new, and damage does not go unseen.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptrs.errors import CheckpointError
-from gptrs.files import write_whole, write_whole_with
+from gptrs.files import TEMPORARY, digest, write_by_content, write_whole
 
 VERSION = 1
 
@@ -38,16 +36,18 @@ def write_folder(
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        unnamed = directory / f".tmp-{stem}-{os.getpid()}.safetensors"
-        write_whole_with(unnamed, lambda path: save_file(plain, path, metadata={"format": "pt"}))
-        file = directory / f"{stem}-{_digest(unnamed)}.safetensors"
-        unnamed.replace(file)
+        file = write_by_content(
+            directory / f"{stem}-{{}}.safetensors",
+            lambda path: save_file(plain, path, metadata={"format": "pt"}),
+        )
         described = {"format": _format(stem), "version": VERSION, "tensors": file.name, **content}
         text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
         write_whole(directory / f"{stem}.json", text.encode())
+        left_by_kills = f"{TEMPORARY}{stem}-", f"{TEMPORARY}{stem}.json-"
         for old in directory.iterdir():
-            if _is_tensors(stem, old.name) and old != file:
-                old.unlink()
+            is_old = _is_tensors(stem, old.name) and old != file
+            if is_old or old.name.startswith(left_by_kills):
+                old.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from error
 
@@ -71,7 +71,7 @@ def read_folder(directory: Path, stem: str) -> tuple[dict[str, Any], dict[str, T
         raise CheckpointError(f"{path}: damaged: {name!r} is no file of tensors beside it")
     file = directory / name
     try:
-        if _digest(file) not in name:
+        if digest(file) not in name:
             raise CheckpointError(f"{file}: damaged: its content changed after it was saved")
         return content, load_file(file)
     except (OSError, SafetensorError) as error:
@@ -96,8 +96,3 @@ def _format(stem: str) -> str:
 
 def _is_tensors(stem: str, name: str) -> bool:
     return re.fullmatch(rf"{stem}-[0-9a-f]{{16}}\.safetensors", name) is not None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,68 +1,40 @@
-"""The training loop that `gptrs train` and the demo share: tokens in, a trained model out.
+"""`gptrs.train`: a model and data in, a trained model and the run's folder out.
 
-    tokens ─► split ─► batches ─► loss ─► clipped gradients ─► AdamW
-                          │
-              now and then: validation loss, checkpoint, the caller's `on_evaluation`
+    checks ─► Parts: what the run consists of ─► Run: the loop ─► TrainingResult
 
-Into `run_dir` go `checkpoint/`, renewed at every evaluation, and `metrics.jsonl`. What was chosen
-by looking or measuring (device, dtype, number of steps) is printed and stands there too.
+Into `run_dir` go `metrics.jsonl`, `checkpoints/`, which the run can go on from, and `checkpoint/`,
+the model at its lowest validation loss. What was chosen by looking or measuring (device, dtype,
+micro-batch, number of steps) is told, stands there too, and stays when the run is resumed.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from tqdm.auto import tqdm
 
-from gptrs import corpus
-from gptrs.checkpoint import RUN_FOLDER, check_tokenizer, save_checkpoint
-from gptrs.corpus import Batch, Tokens
-from gptrs.devices import Precision, choose_device, choose_precision
-from gptrs.errors import TrainingError
-from gptrs.interrupts import stop_on_interrupt
-from gptrs.loss import next_token_loss
+from gptrs.errors import CheckpointError, ConfigError
+from gptrs.manifest import CONFIG_FILE, RUN_FOLDER
 from gptrs.model import GPTModel
-from gptrs.optimization import build_optimizer, learning_rate_at
-from gptrs.run_log import RunLog
+from gptrs.run_log import MetricsLog
+from gptrs.run_metrics import METRICS_FILE
+from gptrs.run_progress import ProgressBar
+from gptrs.training_callbacks import Callback, Evaluation
+from gptrs.training_checkpoint import SavedRun, checkpoints, newest_run
 from gptrs.training_config import TrainingConfig
-
-SMOOTHED_STEPS = 20
-"""The progress bar's loss is the mean of so many."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """How a run stands after `step` optimizer steps."""
-
-    step: int
-    progress: float
-    """The share of the run that is done, from 0 to 1."""
-    tokens_seen: int
-    train_loss: float | None
-    """Mean over the batches since the last evaluation, in nats per token; None at step 0."""
-    val_loss: float
-    """In nats per token, on the same tokens each time, without dropout."""
-    bits_per_byte: float | None
-    """`val_loss` in bits per byte of text; None without a tokenizer."""
-    seconds: float
-    """Since the run began, evaluations included."""
-    tokens_per_s: float | None
-    """Since the run began, without the time of evaluations; None at step 0."""
-
-    def __str__(self) -> str:
-        parts = [f"step {self.step:>5,}"]
-        if self.train_loss is not None:
-            parts.append(f"train loss {self.train_loss:.3f}")
-        parts.append(f"validation loss {self.val_loss:.3f}")
-        if self.bits_per_byte is not None:
-            parts.append(f"{self.bits_per_byte:.3f} bits per byte")
-        return "  ".join(parts)
+from gptrs.training_model_state import ModelState
+from gptrs.training_parallel import joined
+from gptrs.training_parts import Data, described, prepare
+from gptrs.training_random import own_random
+from gptrs.training_resume import refuse_another_run
+from gptrs.training_run import Run
+from gptrs.training_step import World
+from gptrs.training_validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,308 +42,158 @@ class TrainingResult:
     """What `train` did. The model itself was trained in place."""
 
     evaluations: list[Evaluation]
+    """All of the run, before it was resumed too."""
     step_losses: list[float]
-    """Each batch's training loss."""
+    """Each step's training loss, before it was resumed too; nan where a step was skipped."""
     tokens_per_step: int
-    unigram_loss: float
+    unigram_loss: float | None
     """What a model that knows only how common each token is gets on the held-out tokens."""
     unigram_bits_per_byte: float | None
-    interrupted: bool
+    reason: str
+    """Why it ended: "finished", "early stopping", "interrupted" or "terminated"."""
     checkpoint: Path
+    """The model at its lowest validation loss."""
 
     @property
     def last(self) -> Evaluation:
-        """The last evaluation: after the last step, unless the run was interrupted."""
+        """The last evaluation: after the last step, unless somebody stopped the run."""
         return self.evaluations[-1]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped it, by Ctrl-C or SIGTERM."""
+        return self.reason in ("interrupted", "terminated")
 
 
 def train(
     model: GPTModel,
-    tokens: Tokens,
+    data: Data,
     config: TrainingConfig | None = None,
     *,
     run_dir: str | Path,
     tokenizer: Any = None,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
+    validation: Validation | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    world: World | None = None,
 ) -> TrainingResult:
-    """Trains `model` in place on `tokens`, the last part of which is held out to validate on.
+    """Trains `model` in place; Ctrl-C or SIGTERM ends it after the step, with a checkpoint of it.
 
-    Ctrl-C ends the run after the step in progress; the checkpoint is saved and the result says so.
-    The model ends in eval mode, on the device it was trained on.
+    The model ends in eval mode and float32, on the device it was trained on. Python's, NumPy's and
+    torch's random number generators start from the seed, and are left as they were.
 
     Args:
-        tokens: ids in 0..vocab_size - 1, uint16 or uint32 [N].
-        run_dir: where `checkpoint/` and `metrics.jsonl` go; made if missing.
-        tokenizer: saved with the checkpoint, and needed for bits per byte. Its ids are all in the
+        data: ids in 0..vocab_size - 1, uint16 or uint32 [N]; or a store; or a source of batches.
+        config: None: the defaults, or with `resume` what the run was begun with.
+        run_dir: where the run is written; made if missing.
+        tokenizer: saved with the checkpoints, and needed for bits per byte. Its ids are all in the
             model's vocabulary.
-        on_evaluation: called after each evaluation, before the first step too, with the model in
-            eval mode. Its time counts towards `minutes`.
+        validation: tokens or a store to validate on, or batches for a source of batches; None holds
+            out the last part of `data`.
+        callbacks: are told what happens, after `metrics.jsonl` and the progress bar.
+        resume: go on from the newest good checkpoint in `run_dir`, or begin if there is none. On
+            the same machine, with as many threads, the run becomes what it would have been, to the
+            bit.
+        world: the processes that train together; None: those that torchrun started, or this one
+            alone, as `parallel` of the config says. In each of them `train` is called alike. With
+            parallel="fsdp" the model is left in shards: take it from the checkpoint.
     Raises:
-        ConfigError: the device or dtype is not available here, or the tokenizer cannot be saved.
+        ConfigError: a setting is impossible here, the tokenizer cannot be saved, `run_dir` has
+            a run already, or the one to resume is of another model, data or vocabulary.
         DataError: too few tokens for one window of the model's context_length.
         TokenIdError: a token id is outside the model's vocabulary.
-        TrainingError: the loss or the gradient is NaN or infinite; the message names the last good
-            checkpoint.
+        CheckpointError: `run_dir` or the last checkpoint cannot be written, or all checkpoints to
+            resume from are damaged.
+        TrainingError: the loss or the gradient was not finite for several steps, or memory ran
+            out; the message names the last good checkpoint, or says what to lower.
     """
-    with torch.random.fork_rng():
-        config = config or TrainingConfig()
-        torch.manual_seed(config.seed)
-        return _Run(model, tokens, config, Path(run_dir), tokenizer, on_evaluation).to_the_end()
+    run_dir = Path(run_dir)
+    saved = _saved_run(run_dir, resume=resume)
+    if config is None:
+        config = TrainingConfig() if saved is None else TrainingConfig.of(saved.state["config"])
+    with nullcontext(world) if world is not None else joined(config) as world:
+        return _train(model, data, config, run_dir, tokenizer, validation, callbacks, saved, world)
 
 
-@torch.no_grad()
-def validation_loss(
-    model: GPTModel, batches: list[Batch], device: torch.device, precision: Precision
-) -> float:
-    """Mean loss per token over `batches`, in nats. Leaves the model in eval mode."""
-    model.eval()
-    total, num_tokens = 0.0, 0
-    for inputs, targets in batches:
-        with precision.autocast(device):
-            loss = next_token_loss(model, inputs.to(device), targets.to(device))
-        total += loss.item() * targets.numel()
-        num_tokens += targets.numel()
-    return total / num_tokens
-
-
-class _Run:
-    """One run of `train`: its parts, and where it stands."""
-
-    def __init__(
-        self,
-        model: GPTModel,
-        tokens: Tokens,
-        config: TrainingConfig,
-        run_dir: Path,
-        tokenizer: Any,
-        on_evaluation: Callable[[Evaluation], None] | None,
-    ) -> None:
-        self.model, self.config, self.tokenizer = model, config, tokenizer
-        self.run_dir, self.checkpoint = run_dir, run_dir / RUN_FOLDER
-        self.on_evaluation = on_evaluation
-        check_tokenizer(tokenizer, model, self.checkpoint)  # Not only after the first steps.
-        self.device = choose_device(config.device)
-        self.precision = choose_precision(config.dtype, self.device)
-        self._prepare_data(tokens)
-        model.to(self.device)
-        self.optimizer = build_optimizer(model, config)
-
-        self.num_steps = config.steps
-        self.step_losses: list[float] = []
-        self.evaluations: list[Evaluation] = []
-        self.evaluation_seconds = 0.0
-        self.saved_step: int | None = None
-
-    def _prepare_data(self, tokens: Tokens) -> None:
-        vocab_size, context_length = self.model.cfg.vocab_size, self.model.cfg.context_length
-        batch_size = self.config.batch_size
-        self.split = corpus.split_tokens(
-            tokens,
-            validation_fraction=self.config.validation_fraction,
-            context_length=context_length,
-            vocab_size=vocab_size,
+def _train(
+    model: GPTModel,
+    data: Data,
+    config: TrainingConfig,
+    run_dir: Path,
+    tokenizer: Any,
+    validation: Validation | None,
+    callbacks: Sequence[Callback],
+    saved: SavedRun | None,
+    world: World,
+) -> TrainingResult:
+    _check_same_start(saved, run_dir, world)
+    state = ModelState(model, tokenizer, run_dir / RUN_FOLDER)
+    chosen = None if saved is None else saved.state["chosen"]
+    parts = prepare(model, data, validation, config, tokenizer, world, chosen)
+    start = described(parts, model, config, tokenizer)
+    if saved is not None:
+        refuse_another_run(saved.state, start)
+    standard: list[Callback] = [MetricsLog(), ProgressBar()]
+    with own_random(config.seed + world.rank, parts.device):
+        run = Run(
+            model,
+            state,
+            parts,
+            config,
+            run_dir=run_dir,
+            tokenizer=tokenizer,
+            start=start,
+            callbacks=[*standard, *callbacks] if world.rank == 0 else [],
+            saved=saved,
         )
-        self.batches = corpus.training_batches(
-            self.split.train,
-            batch_size=batch_size,
-            context_length=context_length,
-            seed=self.config.seed,
+        reason = run.to_the_end()
+    return TrainingResult(
+        evaluations=run.evaluations,
+        step_losses=run.step_losses,
+        tokens_per_step=run.tokens_per_step,
+        unigram_loss=parts.held_out.unigram_loss,
+        unigram_bits_per_byte=parts.held_out.bits_per_byte(parts.held_out.unigram_loss),
+        reason=reason,
+        checkpoint=run_dir / RUN_FOLDER,
+    )
+
+
+def has_run(run_dir: Path) -> bool:
+    """Whether a run was begun there."""
+    files = (run_dir / METRICS_FILE, run_dir / RUN_FOLDER / CONFIG_FILE)
+    return any(file.exists() for file in files) or bool(checkpoints(run_dir))
+
+
+def check_folder(run_dir: Path, *, resume: bool) -> None:
+    """Whether a run can be written to `run_dir`.
+
+    Raises:
+        ConfigError: it has a run already; or with `resume`, it has none.
+        CheckpointError: nothing can be written there.
+    """
+    if resume and not has_run(run_dir):
+        raise ConfigError(f"{run_dir}: there is no run to resume")
+    if not resume and has_run(run_dir):
+        raise ConfigError(
+            f"{run_dir}: has a run already: resume it (gptrs train --resume {run_dir}), or choose "
+            "another folder"
         )
-        self.validation = corpus.validation_batches(
-            self.split.validation,
-            batch_size=batch_size,
-            context_length=context_length,
-            max_tokens=self.config.max_validation_tokens,
-        )
-        self.tokens_per_step = batch_size * context_length
-        self.unigram_loss = corpus.unigram_loss(self.split, vocab_size=vocab_size)
-        self.bytes_per_token = (
-            corpus.bytes_per_token(self.split.validation, self.tokenizer)
-            if self.tokenizer is not None
-            else None
-        )
+    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{run_dir}: cannot be written: {there} is no folder to write to")
 
-    # --- Where it stands ---
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return len(self.step_losses)
+def _saved_run(run_dir: Path, *, resume: bool) -> SavedRun | None:
+    check_folder(run_dir, resume=resume)
+    return newest_run(run_dir, tqdm.write) if resume else None
 
-    @property
-    def finished(self) -> bool:
-        return self.step == self.num_steps
 
-    @property
-    def progress(self) -> float:
-        """How much of the run is done: of its steps, or of its time until those are known."""
-        if self.num_steps is not None:
-            return self.step / self.num_steps
-        return self.elapsed_s / (60 * self.config.minutes)
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self.started
-
-    @property
-    def step_s(self) -> float:
-        """Mean seconds a step, without evaluations."""
-        return (self.elapsed_s - self.evaluation_seconds) / self.step
-
-    # --- What it does ---
-
-    def to_the_end(self) -> TrainingResult:
-        with RunLog(self.run_dir) as self.log, stop_on_interrupt() as interrupt:
-            self._announce()
-            self.started = time.perf_counter()
-            self._evaluate()
-            while not self.finished and not interrupt.is_set():
-                self._train_step(next(self.batches))
-                # The learning rate is level until now, and a busy moment no longer fools the clock.
-                if self.num_steps is None and self.progress >= 1 - self.config.decay_fraction:
-                    self._fix_num_steps()
-                self._show_progress()
-                if int(self.progress * self.config.num_evaluations + 1e-9) >= len(self.evaluations):
-                    self._evaluate()
-            if not self.finished:
-                self._save()
-                self.log.tell(
-                    f"interrupted after step {self.step:,}; to use what was learned so far:\n"
-                    f'  gptrs generate --model {self.run_dir} --prompt "..."'
-                )
-        self.model.eval()
-        return TrainingResult(
-            evaluations=self.evaluations,
-            step_losses=self.step_losses,
-            tokens_per_step=self.tokens_per_step,
-            unigram_loss=self.unigram_loss,
-            unigram_bits_per_byte=self._bits_per_byte(self.unigram_loss),
-            interrupted=not self.finished,
-            checkpoint=self.checkpoint,
-        )
-
-    def _train_step(self, batch: Batch) -> None:
-        self.model.train()
-        learning_rate = learning_rate_at(self.step, self.num_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        inputs, targets = (tensor.to(self.device) for tensor in batch)
-        with self.precision.autocast(self.device):
-            loss = next_token_loss(self.model, inputs, targets)
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        measured = {"loss": loss.item(), "gradient norm": grad_norm.item()}
-        self._refuse_non_finite(measured, learning_rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step_losses.append(measured["loss"])
-        self.log.record(
-            "step",
-            step=self.step,
-            loss=measured["loss"],
-            grad_norm=measured["gradient norm"],
-            learning_rate=learning_rate,
-        )
-
-    def _refuse_non_finite(self, measured: dict[str, float], learning_rate: float) -> None:
-        """Raises before the weights are touched, so that the model too is as it was."""
-        found = [f"the {name} is {x}" for name, x in measured.items() if not math.isfinite(x)]
-        if not found:
-            return
-        saved = (
-            "no checkpoint was saved yet"
-            if self.saved_step is None
-            else f"{self.checkpoint} is good, from step {self.saved_step:,}"
-        )
-        raise TrainingError(
-            f"{' and '.join(found)} at step {self.step + 1:,}, with learning rate "
-            f"{learning_rate:.2g}; {saved}; try a lower learning rate or a longer warm-up"
-        )
-
-    def _evaluate(self) -> None:
-        began_s = self.elapsed_s
-        since_last = self.step_losses[self.evaluations[-1].step if self.evaluations else 0 :]
-        tokens_per_s = self.tokens_per_step / self.step_s if self.step else None
-        val_loss = validation_loss(self.model, self.validation, self.device, self.precision)
-        evaluation = Evaluation(
-            step=self.step,
-            progress=min(1.0, self.progress),
-            tokens_seen=self.step * self.tokens_per_step,
-            train_loss=sum(since_last) / len(since_last) if since_last else None,
-            val_loss=val_loss,
-            bits_per_byte=self._bits_per_byte(val_loss),
-            seconds=self.elapsed_s,
-            tokens_per_s=tokens_per_s,
-        )
-        self.evaluations.append(evaluation)
-        self.log.record("evaluation", **asdict(evaluation))
-        self.log.tell(str(evaluation))
-        if self.step:
-            self._save()
-        if self.on_evaluation is not None:
-            self.on_evaluation(evaluation)
-        self.evaluation_seconds += self.elapsed_s - began_s
-
-    def _bits_per_byte(self, loss: float) -> float | None:
-        if self.bytes_per_token is None:
-            return None
-        return corpus.bits_per_byte(loss, self.bytes_per_token)
-
-    def _save(self) -> None:
-        metadata = {
-            "step": self.step,
-            "val_loss": self.evaluations[-1].val_loss,
-            "training": asdict(self.config),
-        }
-        save_checkpoint(self.model, self.checkpoint, tokenizer=self.tokenizer, metadata=metadata)
-        self.saved_step = self.step
-
-    def _steps_that_fit(self) -> int:
-        """How many steps, those done included, take `minutes` with all evaluations."""
-        evaluation_s = self.evaluation_seconds / len(self.evaluations)
-        num_to_come = self.config.num_evaluations + 1 - len(self.evaluations)
-        left_s = 60 * self.config.minutes - self.elapsed_s - num_to_come * evaluation_s
-        return self.step + max(1, int(left_s / self.step_s))
-
-    def _fix_num_steps(self) -> None:
-        self.num_steps = self._steps_that_fit()
-        self.log.record(
-            "schedule", step=self.step, num_steps=self.num_steps, seconds_per_step=self.step_s
-        )
-        self.log.tell(
-            f"{self.num_steps:,} steps of {1000 * self.step_s:.0f} ms fit into "
-            f"{self.config.minutes:g} minutes; from here on the learning rate falls"
-        )
-
-    def _show_progress(self) -> None:
-        recent = self.step_losses[-SMOOTHED_STEPS:]
-        self.log.advance(
-            num_steps=self.num_steps or self._steps_that_fit(),
-            loss=sum(recent) / len(recent),
-            tokens_per_s=self.tokens_per_step / self.step_s,
-        )
-
-    def _announce(self) -> None:
-        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        num_threads = torch.get_num_threads()
-        dtype = str(self.precision.dtype).removeprefix("torch.")
-        self.log.record(
-            "start",
-            config=asdict(self.config),
-            model=self.model.cfg.to_dict(),
-            num_parameters=num_parameters,
-            num_train_tokens=len(self.split.train),
-            num_validation_tokens=len(self.split.validation),
-            unigram_loss=self.unigram_loss,
-            device=str(self.device),
-            dtype=dtype,
-            dtype_reason=self.precision.reason,
-            num_threads=num_threads,
-            torch=torch.__version__,
-        )
-        self.log.tell(
-            f"{len(self.split.train):,} tokens to train on, "
-            f"{len(self.split.validation):,} held out\n"
-            f"{num_parameters:,} parameters on {self.device}, {num_threads} threads, "
-            f"matmuls in {dtype}: {self.precision.reason}"
+def _check_same_start(saved: SavedRun | None, run_dir: Path, world: World) -> None:
+    """Raises CheckpointError if not all processes see the same checkpoint to go on from."""
+    step = None if saved is None else saved.step
+    first = world.first(step)
+    if world.most(int(first != step)):
+        raise CheckpointError(
+            f"{run_dir}: process {world.rank} would begin at step {step or 0:,}, the first one at "
+            f"step {first or 0:,}: all machines have to see the same folder"
         )

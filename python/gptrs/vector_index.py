@@ -5,7 +5,7 @@
     graph.usearch    above 100,000 passages: what finds the nearest ones without looking at all
     index.json       how the vectors were made, by which model
 
-Written under another name and renamed when complete. Vectors of different models have nothing to
+Written in a folder of its own and moved when complete. Vectors of different models have nothing to
 do with each other, so a search asks for the model that made them: its fingerprint is kept.
 """
 
@@ -32,8 +32,6 @@ FORMAT: Final = "gptrs-vectors"
 FORMAT_VERSION: Final = 1
 INDEX_FILE, VECTORS_FILE, PASSAGES_FILE = "index.json", "vectors.npy", "passages.jsonl"
 GRAPH_FILE: Final = "graph.usearch"
-MOST_EXACT: Final = 100_000
-"""So many vectors are all looked at in a few milliseconds."""
 
 
 class Hit(NamedTuple):
@@ -126,7 +124,7 @@ class VectorIndex:
         made, here = self.facts.model, embedder.identity()
         if made["fingerprint"] != here["fingerprint"]:
             raise ConfigError(
-                f"{self.directory} was made with {_named(made)}; the model here is {_named(here)}: "
+                f"{self.directory} was made with {named(made)}; the model here is {named(here)}: "
                 "vectors of different models have nothing to do with each other"
             )
         for name, value in self.facts.settings.items():
@@ -204,6 +202,6 @@ def _read_passage(file: IO[bytes], start: int) -> Passage:
     return Passage(**json.loads(file.readline().decode("utf-8", "surrogatepass")))
 
 
-def _named(model: dict[str, Any]) -> str:
+def named(model: dict[str, Any]) -> str:
     """A model in words, such as `runs/demo-001 (1a2b3c4d5e6f7a8b)`."""
     return f"{model.get('path') or model['name']} ({model['fingerprint']})"

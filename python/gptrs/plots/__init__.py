@@ -22,7 +22,7 @@ from gptrs.plots.distributions import sampling_figure
 from gptrs.plots.embeddings import MOST_ROWS, sum_figure, table_figure
 from gptrs.plots.labels import token_label
 from gptrs.plots.lens import lens_figure
-from gptrs.plots.losses import LossCurve, losses_figure, save_and_show_losses, save_loss_figure
+from gptrs.plots.losses import LossCurve, loss_figure, losses_figure, save_and_show_losses
 from gptrs.plots.positions import position_scores_figure, positions_figure
 from gptrs.plots.projection import Plane, principal_plane, projection_figure
 from gptrs.plots.projection_page import projection_page
@@ -42,6 +42,7 @@ __all__ = [
     "budget_figure",
     "confusion_figure",
     "lens_figure",
+    "loss_figure",
     "losses_figure",
     "position_scores_figure",
     "positions_figure",
@@ -51,7 +52,6 @@ __all__ = [
     "sampling_figure",
     "save_and_show_losses",
     "save_confusion_figure",
-    "save_loss_figure",
     "save_store_figure",
     "store_figure",
     "sum_figure",

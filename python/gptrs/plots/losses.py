@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from gptrs.errors import DataError
 from gptrs.plots.labels import fitting
@@ -17,6 +18,18 @@ from gptrs.plots.style import BLUE, ORANGE, Style, drawing, matplotlib_needed, n
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+Axis = Literal["tokens", "steps", "minutes"]
+Shown = Literal["both", "training", "validation"]
+Places = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Where training losses and validation losses lie along an axis."""
+
+AXIS_LABELS: dict[Axis, str] = {
+    "tokens": "tokens seen, millions",
+    "steps": "step",
+    "minutes": "minutes, evaluations included",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,91 +42,110 @@ class LossCurve:
     """After how many steps the validation loss was measured, and what it was."""
     val_losses: Sequence[float] = ()
     tokens_per_step: int | None = None
-    """None: curves are drawn over steps."""
+    """None: not known; the curves cannot be drawn over tokens."""
+    steps: Sequence[int] | None = None
+    """The number of each step of `step_losses`; None: 1, 2, 3 and so on."""
+    step_seconds: Sequence[float] | None = None
+    """How long the run had been going after each step; None: not known."""
+    val_seconds: Sequence[float] | None = None
+
+    def axis(self, by: Axis) -> Places | None:
+        """Where the training and the validation losses lie along `by`; None if nothing tells."""
+        if by == "minutes":
+            parts = (self.step_losses, self.step_seconds), (self.val_losses, self.val_seconds)
+            if any(len(losses) and seconds is None for losses, seconds in parts):
+                return None
+            steps, val_steps = ([] if seconds is None else seconds for _, seconds in parts)
+            return np.asarray(steps, dtype=float) / 60, np.asarray(val_steps, dtype=float) / 60
+        if by == "tokens" and self.tokens_per_step is None:
+            return None
+        scale = (self.tokens_per_step or 1) / 1e6 if by == "tokens" else 1.0
+        steps = range(1, len(self.step_losses) + 1) if self.steps is None else self.steps
+        return np.asarray(steps) * scale, np.asarray(self.val_steps) * scale
 
 
 def losses_figure(
-    runs: Mapping[str, LossCurve], *, title: str = "loss", style: Style = "light"
+    runs: Mapping[str, LossCurve],
+    *,
+    by: Axis | None = None,
+    show: Shown = "both",
+    title: str = "loss",
+    style: Style = "light",
 ) -> Figure:
     """Several runs' losses over each other, each in its colour with its last validation loss.
 
-    Training is a thin smoothed line, validation a thick one with dots. The axis is in tokens where
-    all runs say how many a step has, so that batches of different sizes can be compared.
+    Training is a thin smoothed line, validation a thick one with dots.
 
+    Args:
+        by: what the axis counts. None: tokens where all runs say how many a step has, so that
+            batches of different sizes can be compared; else steps.
+        show: training, validation, or both.
     Raises:
-        DataError: there is no run, or one has no losses.
+        DataError: there is no run, one has no losses to show, or does not know what `by` counts.
         MissingExtraError: matplotlib is not installed; the message has the pip line.
     """
     if not runs:
         raise DataError("a picture of losses needs a run")
     for name, run in runs.items():
-        if not len(run.step_losses) and not len(run.val_losses):
-            raise DataError(f"{name} has no losses: there is nothing to draw")
-        if len(run.val_steps) != len(run.val_losses):
-            raise DataError(
-                f"{name} has {len(run.val_losses)} validation losses at {len(run.val_steps)} steps"
-            )
-    tokens = [run.tokens_per_step for run in runs.values()]
+        _check(name, run, show)
+    if by is None:
+        known = all(run.tokens_per_step is not None for run in runs.values())
+        by = "tokens" if known else "steps"
+    places = [(run, _places(name, run, by)) for name, run in runs.items()]
     names = fitting(list(runs), most=40)
     with drawing(style, names) as palette:
         figure = new_figure(8, 4.6)
         axes = figure.add_subplot()
-        for number, (name, run) in enumerate(zip(names, runs.values(), strict=True)):
-            scale = (run.tokens_per_step or 1) / 1e6 if None not in tokens else 1.0
+        for number, (name, (run, where)) in enumerate(zip(names, places, strict=True)):
             colour = palette.colours[number % len(palette.colours)]
-            _draw_run(axes, run, scale, colour, name)
-        axes.set_xlabel("step" if None in tokens else "tokens seen, millions")
+            _draw_run(axes, run, where, show, colour, name)
+        axes.set_xlabel(AXIS_LABELS[by])
         _label(axes, title)
         return figure
 
 
-def save_loss_figure(
-    path: str | Path,
-    *,
-    step_losses: Sequence[float],
-    val_steps: Sequence[int],
-    val_losses: Sequence[float],
-    tokens_per_step: int,
-    unigram_loss: float,
-    title: str,
-    style: Style = "light",
-) -> None:
-    """Saves a run's loss curves; the file type follows from the name.
+def loss_figure(
+    run: LossCurve, *, title: str, unigram_loss: float | None = None, style: Style = "light"
+) -> Figure:
+    """One run's losses over its steps: the training loss faintly, and smoothed on top.
 
     Args:
-        step_losses: the training loss of every batch, drawn faintly, and smoothed on top.
-        val_steps, val_losses: after how many steps the validation loss was what; at least one.
-        unigram_loss: drawn as a baseline.
+        run: with one validation loss at least.
+        unigram_loss: drawn as a baseline; None: there is none.
     Raises:
+        DataError: the run has no validation losses.
         MissingExtraError: matplotlib is not installed; the message has the pip line.
     """
+    _check(title, run, "validation")
     with drawing(style, [title]) as palette:
         figure = new_figure(7.5, 4.5)
         axes = figure.add_subplot()
         blue, orange = palette.colours[:2]
-        steps = range(1, len(step_losses) + 1)
-        axes.plot(steps, step_losses, color=blue, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(step_losses), color=blue, linewidth=1.8, label="training")
+        steps, val_steps = _places(title, run, "steps")
+        axes.plot(steps, run.step_losses, color=blue, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smoothed(run.step_losses), color=blue, linewidth=1.8, label="training")
         axes.plot(
             val_steps,
-            val_losses,
+            run.val_losses,
             color=orange,
             linewidth=1.8,
             marker="o",
             markersize=4.5,
-            label=f"validation, {val_losses[-1]:.2f} at the end",
+            label=f"validation, {run.val_losses[-1]:.2f} at the end",
         )
-        axes.axhline(
-            unigram_loss,
-            color=palette.faint,
-            linestyle="--",
-            linewidth=1.2,
-            label=f"knows only how common each token is, {unigram_loss:.2f}",
-        )
+        if unigram_loss is not None:
+            axes.axhline(
+                unigram_loss,
+                color=palette.faint,
+                linestyle="--",
+                linewidth=1.2,
+                label=f"knows only how common each token is, {unigram_loss:.2f}",
+            )
         axes.set_xlabel("step")
         _label(axes, title)
-        _add_tokens_axis(axes, tokens_per_step / 1e6, palette.faint)
-        figure.savefig(path, dpi=150)
+        if run.tokens_per_step is not None:
+            _add_tokens_axis(axes, run.tokens_per_step / 1e6, palette.faint)
+        return figure
 
 
 def save_and_show_losses(
@@ -159,23 +191,46 @@ def smoothed(values: Sequence[float]) -> list[float]:
     ]
 
 
-def _draw_run(axes: Axes, run: LossCurve, scale: float, colour: str, name: str) -> None:
-    """Both curves; `scale` turns steps into what the axis counts."""
-    has_validation = len(run.val_losses) > 0
+def _check(name: str, run: LossCurve, show: Shown) -> None:
+    """Raises DataError for what cannot be drawn."""
+    if not len(run.step_losses) and not len(run.val_losses):
+        raise DataError(f"{name} has no losses: there is nothing to draw")
+    wanted = {"training": run.step_losses, "validation": run.val_losses}.get(show)
+    if wanted is not None and not len(wanted):
+        raise DataError(f"{name} has no losses in {show}: there is nothing to draw")
+    if len(run.val_steps) != len(run.val_losses):
+        raise DataError(
+            f"{name} has {len(run.val_losses)} validation losses at {len(run.val_steps)} steps"
+        )
+
+
+def _places(name: str, run: LossCurve, by: Axis) -> Places:
+    places = run.axis(by)
+    if places is None:
+        raise DataError(f"{name} does not tell its {by}: by steps it can be drawn")
+    return places
+
+
+def _draw_run(
+    axes: Axes, run: LossCurve, places: Places, show: Shown, colour: str, name: str
+) -> None:
+    """The curves that are to be shown, as far as the run has them."""
+    has_validation = len(run.val_losses) > 0 and show != "training"
     last = run.val_losses[-1] if has_validation else smoothed(run.step_losses)[-1]
     label = f"{name}, {last:.2f} {'at the end' if has_validation else 'in training'}"
-    steps = np.arange(1, len(run.step_losses) + 1) * scale
-    axes.plot(
-        steps,
-        smoothed(run.step_losses),
-        color=colour,
-        linewidth=1.0,
-        alpha=0.55 if has_validation else 1.0,
-        label=None if has_validation else label,
-    )
+    steps, val_steps = places
+    if show != "validation":
+        axes.plot(
+            steps,
+            smoothed(run.step_losses),
+            color=colour,
+            linewidth=1.0,
+            alpha=0.55 if has_validation else 1.0,
+            label=None if has_validation else label,
+        )
     if has_validation:
         axes.plot(
-            np.asarray(run.val_steps) * scale,
+            val_steps,
             run.val_losses,
             color=colour,
             linewidth=1.8,

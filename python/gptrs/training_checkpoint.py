@@ -1,0 +1,248 @@
+"""The checkpoints of a run: folders that are whole or not there, and the newest that is good.
+
+    RUN/checkpoints/step-00000120/
+        config.json, model-<digest>.safetensors, tokenizer.json    what `from_pretrained` reads
+        lora.json, lora-<digest>.safetensors                       in their place: adapters alone
+        training.safetensors                                       optimizer, random numbers
+        state.json                                                 all else, and a sum of each file
+
+A folder is written under another name, file by file to the disk, and renamed once it is whole. What
+is read is compared with the sums first: a damaged checkpoint is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gptrs.errors import CheckpointError
+from gptrs.files import write_whole, write_whole_with
+
+FOLDER = "checkpoints"
+STATE_FILE, TENSORS_FILE = "state.json", "training.safetensors"
+FORMAT, FORMAT_VERSION = "gptrs-training", 1
+
+_NAME = re.compile(r"step-\d{8,}")
+_TEMPORARY = ".tmp-"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at one moment, copied: the run may go on while it is written."""
+
+    step: int
+    write_model: Callable[[Path], object]
+    """Writes the model's files to a folder."""
+    tensors: Mapping[str, Tensor]
+    """Of the optimizer, and the states of random number generators; on the CPU."""
+    state: Mapping[str, Any]
+    """What JSON can hold."""
+
+
+class SavedRun(NamedTuple):
+    """A checkpoint that was read and is good."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class _NewerFormatError(CheckpointError):
+    """Not damage: what lies before it is not what is wanted."""
+
+
+def write_run(run_dir: Path, snapshot: Snapshot) -> Path:
+    """Writes a checkpoint, and returns its folder.
+
+    Raises:
+        CheckpointError: it cannot be written; all older ones are as they were.
+    """
+    folder = run_dir / FOLDER / f"step-{snapshot.step:08d}"
+    temporary = folder.with_name(f"{_TEMPORARY}{folder.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        snapshot.write_model(temporary)
+        tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
+        write_whole_with(temporary / TENSORS_FILE, lambda path: save_file(tensors, path))
+        _write_state(temporary, snapshot)
+        _replace(temporary, folder)
+    except OSError as error:  # CheckpointError is one: the model's.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: the checkpoint of step {snapshot.step:,} cannot be written: {error}"
+        ) from error
+    return folder
+
+
+def _write_state(folder: Path, snapshot: Snapshot) -> None:
+    files = {path.name: _sum(path) for path in sorted(folder.iterdir())}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": snapshot.step,
+        **snapshot.state,
+        "files": files,
+    }
+    content["sum"] = _sum_of(content)
+    write_whole(folder / STATE_FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Renames a folder that is whole; an older one of its name goes first."""
+    if folder.exists():
+        _remove(folder)
+    _sync_names(temporary)
+    os.replace(temporary, folder)
+    _sync_names(folder.parent)
+
+
+def prune(run_dir: Path, *, keep_last: int, best: int | None) -> None:
+    """Removes all checkpoints but the newest `keep_last` and that of the step `best`.
+
+    What is in the way of that is no harm: the next time it is tried again.
+    """
+    for path in checkpoints(run_dir)[:-keep_last]:
+        if step_of(path) != best:
+            _remove(path)
+
+
+def clean(run_dir: Path) -> None:
+    """Removes what killed processes left half-written."""
+    folder = run_dir / FOLDER
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(_TEMPORARY):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The folders of checkpoints, the oldest first; none was looked into."""
+    folder = run_dir / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest_run(run_dir: Path, tell: Callable[[str], object]) -> SavedRun | None:
+    """The newest checkpoint that is good; None if the run has not written any.
+
+    Args:
+        tell: is given a line for each that is damaged.
+    Raises:
+        CheckpointError: all are damaged, or one is of a newer format.
+    """
+    problems = []
+    for path in reversed(checkpoints(run_dir)):
+        try:
+            saved = read_run(path)
+        except _NewerFormatError:
+            raise
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            tell(f"{problem}; going back to step {saved.step:,}")
+        return saved
+    if problems:
+        raise CheckpointError(f"{run_dir}: every checkpoint is damaged: {'; '.join(problems)}")
+    return None
+
+
+def read_run(path: Path) -> SavedRun:
+    """The checkpoint in a folder; the model's files are compared with their sums, and not read.
+
+    Raises:
+        CheckpointError: it is damaged, or of a newer format.
+    """
+    state = _read_state(path)
+    for name, expected in state["files"].items():
+        try:
+            found = _sum(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name}: damaged: cannot be read: {error}") from error
+        if found != expected:
+            raise CheckpointError(f"{path / name}: damaged: its content changed after it was saved")
+    try:
+        tensors = load_file(path / TENSORS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path / TENSORS_FILE}: cannot be read: {error}") from error
+    return SavedRun(path, int(state["step"]), state, tensors)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    file = path / STATE_FILE
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        is_ours = content["format"] == FORMAT
+        version, expected = content["format_version"], content.pop("sum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged: {error!r}") from error
+    if is_ours and version != FORMAT_VERSION:
+        raise _NewerFormatError(
+            f"{file}: format version {version!r}; this gptrs reads version {FORMAT_VERSION}"
+        )
+    if not is_ours or _sum_of(content) != expected:
+        raise CheckpointError(f"{file}: damaged: its content changed after it was saved")
+    state: dict[str, Any] = content
+    return state
+
+
+def _sum_of(content: Mapping[str, Any]) -> int:
+    """Of an object's own words, however they are laid out in the file."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _sum(path: Path) -> list[int]:
+    """Size and CRC-32, which finds what disks and aborted copies do, at 4 GB/s."""
+    size = crc = 0
+    for chunk in _chunks(path):
+        size += len(chunk)
+        crc = zlib.crc32(chunk, crc)
+    return [size, crc]
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: what is half removed is no checkpoint."""
+    doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}-{os.getpid()}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        os.replace(folder, doomed)
+    except OSError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync_names(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    if os.name == "nt":
+        return  # Windows opens no folders, and renames durably by itself.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

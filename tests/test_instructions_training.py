@@ -1,0 +1,155 @@
+"""A tiny GPT learns to answer, alone or through adapters, and what it learns can be resumed."""
+
+import signal
+
+import pytest
+import torch
+
+import gptrs
+from gptrs.instructions import format_prompt
+from gptrs.instructions_data import instruction_data
+from gptrs.instructions_tokens import hold_out
+from gptrs.lora import add_lora
+from gptrs.trainer import train
+from gptrs.training_callbacks import Callback
+from gptrs.training_config import TrainingConfig
+
+ANIMALS = {
+    "dog": ("barks", "four"), "duck": ("quacks", "two"), "cow": ("moos", "four"),
+    "bee": ("buzzes", "six"), "snake": ("hisses", "no"), "cat": ("meows", "four"),
+    "owl": ("hoots", "two"), "horse": ("neighs", "four"), "fly": ("hums", "six"),
+    "pig": ("grunts", "four"), "crow": ("caws", "two"), "ant": ("is silent", "six"),
+}  # fmt: skip
+SOUND = ("What does it say?", "Name the sound of the animal.", "Which noise does it make?")
+LEGS = ("How many legs has it?", "Count the legs of the animal.", "On how many legs does it walk?")
+LENGTH = 128
+
+
+def entries():
+    """Three ways to ask two things about each animal."""
+    asked = [(question, animal) for animal in ANIMALS for question in (*SOUND, *LEGS)]
+    return [
+        {
+            "instruction": question,
+            "input": animal,
+            "output": f"The {animal} {ANIMALS[animal][0]}."
+            if question in SOUND
+            else f"The {animal} has {ANIMALS[animal][1]} legs.",
+        }
+        for question, animal in asked
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    file.write_text("\n".join(format_prompt(entry) + entry["output"] for entry in entries()))
+    return gptrs.train_tokenizer(file, vocab_size=400)
+
+
+def gpt(tokenizer):
+    torch.manual_seed(0)
+    return gptrs.GPTModel(
+        {
+            "vocab_size": tokenizer.n_vocab,
+            "context_length": LENGTH,
+            "emb_dim": 64,
+            "n_heads": 4,
+            "n_layers": 2,
+            "drop_rate": 0.0,
+            "qkv_bias": False,
+            "init": "gpt2",
+            "tie_embeddings": True,
+        }
+    )
+
+
+def config(**changes):
+    settings = {
+        "steps": 160,
+        "learning_rate": 1e-2,
+        "warmup_steps": 10,
+        "schedule": "cosine",
+        "batch_tokens": 6 * LENGTH,
+        "num_evaluations": 1,
+        "validation_fraction": 0.15,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return TrainingConfig(**settings | changes)
+
+
+def learn(model, tokenizer, run_dir, config, **options):
+    data = instruction_data(entries(), tokenizer, model.cfg, config)
+    return train(
+        model,
+        data.source,
+        config,
+        run_dir=run_dir,
+        tokenizer=tokenizer,
+        validation=data.validation,
+        **options,
+    )
+
+
+class StopAt(Callback):
+    """Ctrl-C after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, run, record):
+        if record.step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_the_loss_on_responses_falls_and_questions_that_were_held_out_are_answered(
+    tokenizer, tmp_path
+):
+    model, settings = gpt(tokenizer), config()
+    result = learn(model, tokenizer, tmp_path / "run", settings)
+    first, last = result.evaluations[0], result.last
+    assert first.val_loss > 5
+    assert last.val_loss < first.val_loss / 5
+    assert result.step_losses[-1] < 0.1
+    gen = gptrs.Generator(tmp_path / "run")
+    seen, unseen = hold_out(entries(), settings.validation_fraction, settings.seed)
+    assert share_right(gen, seen) > 0.95
+    assert share_right(gen, unseen) > 0.5
+
+
+def share_right(gen, asked):
+    """Of the answers, those that are whole, and end by themselves."""
+    answers = gen([format_prompt(entry) for entry in asked], 20, temperature=0.0)
+    right = [
+        (answer.text, answer.finish_reason) == (entry["output"], "stop")
+        for answer, entry in zip(answers, asked, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def test_adapters_learn_and_a_run_that_was_stopped_ends_as_an_unbroken_one(tokenizer, tmp_path):
+    targets = ("W_query", "W_value", "ff.layers.0", "ff.layers.2")
+    few = config(steps=30)
+
+    def begin():
+        model = gpt(tokenizer)
+        add_lora(model, 8, 16, targets)
+        return model
+
+    unbroken = begin()
+    result = learn(unbroken, tokenizer, tmp_path / "unbroken", few)
+    assert result.step_losses[-1] < result.step_losses[0] - 0.3
+    assert all(
+        torch.equal(parameter, gpt(tokenizer).get_parameter(name))
+        for name, parameter in unbroken.named_parameters()
+        if not parameter.requires_grad
+    )
+
+    stopped = tmp_path / "stopped"
+    assert learn(begin(), tokenizer, stopped, few, callbacks=[StopAt(11)]).interrupted
+    again = begin()
+    resumed = learn(again, tokenizer, stopped, few, resume=True)
+    assert resumed.step_losses == result.step_losses
+    both = zip(again.state_dict().values(), unbroken.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in both)

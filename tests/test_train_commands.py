@@ -1,0 +1,275 @@
+"""`gptrs train`, as a terminal sees it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import gptrs
+from gptrs.checkpoint import load_metadata
+from gptrs.training_callbacks import Callback
+from gptrs.training_checkpoint import checkpoints, step_of
+
+SHAPE = ["--context-length", "8", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
+QUICK = ["--steps", "3", "--device", "cpu", "--dtype", "float32", "--set", "num_evaluations=1"]
+TINY = [*SHAPE, *QUICK]
+TEXT = "the quick brown fox jumps over the lazy dog. " * 30
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+@pytest.fixture
+def trained(run, text, tmp_path):
+    """A run of characters."""
+    code, _, err = run("train", text, *TINY, "--tokenizer", "char", "--out", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def start(run_dir):
+    return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def losses(run_dir):
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+def test_a_run_goes_where_it_was_told_and_not_over_another(run, text, trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "checkpoint", "checkpoints", "metrics.jsonl", "run.json", "tokenizer.json", "report.html",
+    }  # fmt: skip
+    model, tokenizer = gptrs.load_checkpoint(trained)
+    assert model.cfg.vocab_size == tokenizer.n_vocab == len(set(TEXT)) + 1
+    code, _, err = run("train", text, *TINY, "--out", trained)
+    assert code == 2
+    assert f"{trained}: has a run already: resume it (gptrs train --resume {trained})" in err
+
+
+def test_settings_come_from_a_file_then_from_set_then_from_options(run, text, tmp_path):
+    (tmp_path / "run.toml").write_text("steps = 9\nwarmup_steps = 2\nn_layers = 3\nemb_dim = 16\n")
+    arguments = ["--config", tmp_path / "run.toml", "--set", "emb_dim=12", "--set", "steps=5"]
+    code, _, err = run("train", text, *arguments, *TINY, "--out", tmp_path / "run")
+    assert code == 0, err
+    found = start(tmp_path / "run")
+    assert (found["config"]["steps"], found["config"]["warmup_steps"]) == (3, 2)
+    assert (found["model"]["emb_dim"], found["model"]["n_layers"]) == (8, 1)
+
+
+def test_a_model_is_a_preset_or_a_file(run, text, tmp_path):
+    shape = {"emb_dim": 12, "n_heads": 3, "n_layers": 1, "context_length": 8, "drop_rate": 0.0}
+    (tmp_path / "model.json").write_text(json.dumps(shape))
+    lines = [f"{key} = {value}" for key, value in shape.items()]
+    (tmp_path / "model.toml").write_text("\n".join(lines))
+    for name in ("model.json", "model.toml"):
+        out = tmp_path / f"run-{name}"
+        code, _, err = run(
+            "train", text, "--tokenizer", "char", "--model", tmp_path / name, *QUICK, "--out", out
+        )
+        assert code == 0, err
+        assert start(out)["model"]["n_heads"] == 3
+    for name, message in (("gpt2-123m", "did you mean gpt2-124m"), ("x.json", "cannot be read")):
+        code, _, err = run("train", text, "--model", name, *QUICK)
+        assert code == 2
+        assert message in err
+
+
+def test_nanogpts_files_are_read_in_place(run, tmp_path):
+    ids = np.array(gptrs.get_tokenizer("gpt2").encode_ordinary(TEXT), dtype=np.uint16)
+    ids[:250].tofile(tmp_path / "train.bin")
+    ids[250:].tofile(tmp_path / "val.bin")
+    arguments = ["train", tmp_path / "train.bin", "--val", tmp_path / "val.bin", *TINY]
+    code, _, err = run(*arguments, "--out", tmp_path / "run")
+    assert code == 0, err
+    found = start(tmp_path / "run")
+    assert found["num_train_tokens"] == 250
+    assert found["num_validation_tokens"] == (len(ids) - 250 - 1) // 8 * 8
+    assert gptrs.load_checkpoint(tmp_path / "run")[1] == gptrs.get_tokenizer("gpt2")
+
+
+def test_a_store_with_both_parts_is_trained_and_validated_on(run, tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"number {number} of the documents " * 5)
+    store = gptrs.build_store(tmp_path, tmp_path / "store", val_fraction=0.3)
+    held_out = gptrs.TokenStore.open(tmp_path / "store" / "val")
+    code, _, err = run("train", tmp_path / "store", *TINY, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert start(tmp_path / "run")["num_train_tokens"] == len(store)
+    assert start(tmp_path / "run")["num_validation_tokens"] == (len(held_out) - 1) // 8 * 8
+
+
+def test_training_goes_on_from_weights_and_with_their_tokenizer(run, text, trained, tmp_path):
+    before = load_metadata(trained)["val_loss"]
+    arguments = ["train", text, "--init", trained, *QUICK, "--out", tmp_path / "more"]
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    lines = (tmp_path / "more" / "metrics.jsonl").read_text().splitlines()
+    first = next(json.loads(line) for line in lines if json.loads(line)["event"] == "evaluation")
+    assert first["val_loss"] == pytest.approx(before, rel=1e-5)
+    assert gptrs.load_checkpoint(tmp_path / "more")[1] == gptrs.load_checkpoint(trained)[1]
+
+
+def test_adapters_are_trained_and_the_merged_model_is_what_is_used(run, text, trained, tmp_path):
+    arguments = ["train", text, "--init", trained, "--lora", "2", *QUICK]
+    code, _, err = run(*arguments, "--out", tmp_path / "tuned")
+    assert code == 0, err
+    found = start(tmp_path / "tuned")
+    assert found["num_trained_parameters"] < found["num_parameters"] / 5
+    base, tuned = (
+        gptrs.load_checkpoint(path)[0].state_dict() for path in (trained, tmp_path / "tuned")
+    )
+    changed = {name for name in base if not torch.equal(base[name], tuned[name])}
+    assert changed
+    assert all(name.endswith(("W_query.weight", "W_value.weight")) for name in changed)
+    (newest,) = checkpoints(tmp_path / "tuned")[-1:]
+    assert not (newest / "config.json").exists()
+
+
+def test_instructions_are_learned(run, tmp_path):
+    entries = [
+        {"instruction": "Add.", "input": f"{a} {b}", "output": str(a + b)}
+        for a in range(6)
+        for b in range(6)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    (tmp_path / "text.txt").write_text(
+        "Below is an instruction that describes a task. 0123456789 " * 9
+    )
+    tokenizer = gptrs.train_tokenizer(tmp_path / "text.txt", 300).save(tmp_path)
+    options = ["--tokenizer", tokenizer, *SHAPE, *QUICK, "--context-length", 128]
+    code, out, err = run("train", tmp_path / "data.jsonl", *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "instructions" in out
+    assert start(tmp_path / "run")["data"]["kind"] == "instructions"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora", "2"], "it needs --init"),
+        (["--init", "x", "--model", "gpt2-124m"], "leave --model out"),
+        (["--init", "nowhere"], "nowhere"),
+        (["--set", "n_embd=4"], "here it is emb_dim"),
+        (["--set", "batch_tokens=9"], "not a multiple of context_length 8"),
+        (["--config", "nowhere.toml"], "cannot be read"),
+        (["--val", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--tokenizer", "gpt9"], "no tokenizer is named 'gpt9'"),
+    ],
+)
+def test_what_is_impossible_is_one_line_and_leaves_nothing(
+    run, text, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("train", text, *TINY, *arguments, "--out", tmp_path / "run")
+    assert code in (1, 2)
+    assert message in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("given", [["text.txt"], ["--model", "gpt2-124m"], ["--set", "emb_dim=4"]])
+def test_what_a_run_has_is_not_told_again_when_it_goes_on(run, trained, given):
+    code, _, err = run("train", "--resume", trained, *given)
+    assert code == 2
+    assert "out" in err
+
+
+def test_a_folder_that_is_no_run_cannot_go_on(run, tmp_path, trained):
+    code, _, err = run("train", "--resume", tmp_path / "nowhere")
+    assert (code, "there is no run to resume" in err) == (2, True)
+    (trained / "run.json").unlink()
+    code, _, err = run("train", "--resume", trained)
+    assert "gptrs.train(..., resume=True)" in err
+
+
+def test_a_run_that_goes_on_longer_is_as_if_it_had_been_asked_for(run, text, trained, tmp_path):
+    (tmp_path / "text.txt").rename(tmp_path / "other.txt")
+    code, _, err = run("train", "--resume", trained, "--steps", 5)
+    assert code == 2
+    assert "text.txt: no such file" in err
+    (tmp_path / "other.txt").rename(tmp_path / "text.txt")
+    code, _, err = run("train", "--resume", trained, "--steps", 5)
+    assert code == 0, err
+    assert len(losses(trained)) == 5
+    assert run("train", "--resume", trained)[0] == 0
+    assert len(losses(trained)) == 5
+    text.write_text(TEXT.replace("fox", "cat"))
+    code, _, err = run("train", "--resume", trained, "--steps", 7)
+    assert code == 2
+    assert "its data's tokens was" in err
+
+
+def test_a_dry_run_tells_and_writes_nothing(run, text, tmp_path):
+    code, out, err = run("train", text, *TINY, "--dry-run", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "parameters" in out
+    assert "memory" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_key_with_its_default(run):
+    out = " ".join(run("train", "--help")[1].split())
+    for key in ("keep_last = 2:", "optimizer = adamw:", "checkpoint_minutes = 5.0:"):
+        assert key in out
+
+
+def gptrs_process(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "gptrs", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_run_that_is_stopped_says_how_to_go_on_and_goes_on_to_the_bit(
+    run, text, tmp_path, number, code
+):
+    torch.set_num_threads(1)
+    longer = [
+        *SHAPE,
+        "--tokenizer",
+        "char",
+        "--steps",
+        "150",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    process = gptrs_process("train", text, *longer, "--out", tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and len(losses(tmp_path / "run")) > 20):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, number))
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    assert f"gptrs train --resume {tmp_path / 'run'}" in out
+    stopped_at = int(re.search(r"after step (\d+)", out)[1])
+    assert step_of(checkpoints(tmp_path / "run")[-1]) == stopped_at < 150
+    assert run("train", "--resume", tmp_path / "run")[0] == 0
+    assert run("train", text, *longer, "--out", tmp_path / "unbroken")[0] == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
+
+
+def test_callbacks_have_every_method_that_the_loop_calls():
+    methods = {name for name in vars(Callback) if name.startswith("on_")}
+    assert methods == {
+        "on_start", "on_step", "on_evaluation", "on_sample", "on_event", "on_message", "on_end",
+    }  # fmt: skip

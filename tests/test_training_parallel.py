@@ -1,0 +1,476 @@
+"""Several processes that train one model: what one process would do, faster.
+
+Two and four processes over gloo, on a CPU; `torchrun` itself where it restarts them.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from gptrs import trainer, training_step
+from gptrs.checkpoint import load_checkpoint
+from gptrs.config import GPTConfig
+from gptrs.errors import ConfigError, TrainingError
+from gptrs.lora import add_lora
+from gptrs.loss import IGNORE_INDEX
+from gptrs.model import GPTModel
+from gptrs.training_checkpoint import checkpoints, step_of
+from gptrs.training_config import TrainingConfig
+from gptrs.training_data import Batch
+from gptrs.training_parallel import joined
+
+pytestmark = pytest.mark.skipif(
+    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
+    reason="needs gloo",
+)
+
+V, T, STEPS = 32, 8, 8
+TOKENS = (np.arange(3000) * 7 % 29 + np.arange(3000) // 1000).astype(np.uint16)
+EACH_STEP = {"checkpoint_minutes": 1e-9}
+
+
+def new_model(**changes):
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "context_length": T, "emb_dim": 16, "n_heads": 2, "n_layers": 2}
+    return GPTModel(GPTConfig(**shape | {"drop_rate": 0.0} | changes))
+
+
+def settings(**changes):
+    # Five windows are three for one process and two for another, one at a time.
+    quick = {"steps": STEPS, "batch_tokens": 5 * T, "micro_batch": 1, "warmup_steps": 2}
+    kind = {"num_evaluations": 2, "device": "cpu", "dtype": "float32", "learning_rate": 1e-2}
+    return TrainingConfig(**quick | kind | changes)
+
+
+class Unequal:
+    """Batches in whose targets hardly anything counts; of one process at times nothing."""
+
+    num_tokens_per_step = 4 * T
+
+    def __init__(self, rank, world_size):
+        self.rows = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
+
+    def micro_batches(self, step):
+        draw = torch.Generator().manual_seed(step)
+        ids = torch.randint(V, (4, T + 1), generator=draw)
+        inputs, targets = ids[:, :-1], ids[:, 1:].clone()
+        targets[torch.rand(4, T, generator=draw) < 0.5] = IGNORE_INDEX
+        targets[2 + step % 2 :] = IGNORE_INDEX  # The last rows, whoever has them.
+        for row in range(4)[self.rows]:
+            yield Batch(inputs[row : row + 1], targets[row : row + 1])
+
+    def describe(self):
+        return {"kind": "unequal"}
+
+
+def trained_on_unequal(run_dir, rank, world_size, **changes):
+    source = Unequal(rank, world_size)
+    held_out = list(Unequal(0, 1).micro_batches(1000))[:3]
+    config = settings(**changes)
+    return trainer.train(new_model(), source, config, run_dir=run_dir, validation=held_out)
+
+
+# --- What runs in each of several processes ---
+
+
+class Outcome(NamedTuple):
+    """Of one process."""
+
+    losses: list
+    val_losses: list
+    reason: str
+    message: str = ""
+
+
+def outcome(result):
+    val_losses = [evaluation.val_loss for evaluation in result.evaluations]
+    return Outcome(result.step_losses, val_losses, result.reason)
+
+
+def learn(run_dir, changes, resume=False):
+    config, model = settings(**changes), new_model()
+    return outcome(trainer.train(model, TOKENS, config, run_dir=run_dir, resume=resume))
+
+
+def learn_unequal(run_dir, changes):
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return outcome(trained_on_unequal(run_dir, rank, size, **changes))
+
+
+def learn_with_nan(run_dir, changes, wrong):
+    """The loss of one process is NaN, in the steps with these numbers."""
+    real, calls = training_step.next_token_loss, []
+
+    def loss(model, inputs, targets, **options):
+        calls.extend([1] * torch.is_grad_enabled())
+        found = real(model, inputs, targets, **options)
+        is_wrong = len(calls) in wrong and os.environ["RANK"] == "1" and torch.is_grad_enabled()
+        return found * float("nan") if is_wrong else found
+
+    training_step.next_token_loss = loss
+    try:
+        return learn(run_dir, {"batch_tokens": 2 * T, "max_skipped_steps": 1} | changes)
+    except TrainingError as error:
+        return Outcome([], [], "failed", str(error))
+    finally:
+        training_step.next_token_loss = real
+
+
+def learn_until_told(run_dir, changes, rank, step, number):
+    """One process gets a signal, the others none."""
+    real = training_step.measure
+    calls = []
+
+    def measure(*arguments):
+        calls.append(1)
+        if len(calls) == step and os.environ["RANK"] == str(rank):
+            signal.raise_signal(number)
+        return real(*arguments)
+
+    module = sys.modules["gptrs.training_run"]
+    module.measure = measure
+    try:
+        return learn(run_dir, changes)
+    finally:
+        module.measure = real
+
+
+def learn_from_copy(run_dir, changes, name):
+    if os.environ["RANK"] == "0":
+        shutil.copytree(run_dir.with_name(name), run_dir)
+    dist.barrier()
+    return learn(run_dir, changes, resume=True)
+
+
+def in_process(rank, size, port, results, calls):
+    """Makes the calls, one after the other, as a process that torchrun started."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        # A group of the caller's: `train` makes and ends none of its own.
+        dist.init_process_group("gloo")
+        results.put((rank, [function(*arguments) for function, *arguments in calls]))
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, traceback.format_exc()))
+        raise
+
+
+def together(size, calls):
+    """What `size` processes return from the same calls: [process][call]."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gptrs.trainer"])
+    results = context.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        context.Process(target=in_process, args=(rank, size, port, results, calls), daemon=True)
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    found = {}
+    for _ in processes:
+        rank, outcomes = results.get(timeout=120)
+        assert not isinstance(outcomes, str), f"process {rank}: {outcomes}"
+        found[rank] = outcomes
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    return [found[rank] for rank in range(size)]
+
+
+# --- What they did ---
+
+KINDS = ("ddp", "fsdp")
+BFLOAT16 = {"parallel": "fsdp", "dtype": "bfloat16", "activation_checkpointing": True}
+CALLS = {
+    "ddp": (learn, {}),
+    "fsdp": (learn, {"parallel": "fsdp", "micro_batch": 2}),
+    "fsdp, bfloat16": (learn, BFLOAT16),
+    "fsdp, pure": (learn, {"parallel": "fsdp", "dtype": "pure-bfloat16"}),
+    "ddp, unequal": (learn_unequal, {}),
+    "fsdp, unequal": (learn_unequal, {"parallel": "fsdp"}),
+    "ddp, skipped": (learn_with_nan, {}, (3,)),
+    "fsdp, skipped": (learn_with_nan, {"parallel": "fsdp"}, (3,)),
+    "ddp, failed": (learn_with_nan, {}, (3, 4)),
+    "ddp, stopped": (learn_until_told, {}, 1, 5, signal.SIGTERM),
+    "fsdp, stopped": (learn_until_told, {"parallel": "fsdp"}, 1, 5, signal.SIGINT),
+    "ddp, gone on": (learn_from_copy, {}, "ddp, stopped"),
+    "fsdp, gone on": (learn_from_copy, {"parallel": "fsdp"}, "fsdp, stopped"),
+}
+
+
+class Two(NamedTuple):
+    """What two processes did, and where."""
+
+    folder: Path
+    outcomes: dict
+
+    def run(self, name):
+        return self.folder / name
+
+    def __getitem__(self, name):
+        """Of the first process; the other's is the same."""
+        first, second = self.outcomes[name]
+        np.testing.assert_array_equal(first.losses, second.losses)
+        assert first.reason == second.reason
+        assert first.val_losses == second.val_losses
+        return first
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    calls = [(function, folder / name, *rest) for name, (function, *rest) in CALLS.items()]
+    first, second = together(2, calls)
+    return Two(folder, dict(zip(CALLS, zip(first, second, strict=True), strict=True)))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    result = trainer.train(new_model(), TOKENS, settings(), run_dir=run_dir)
+    return result, run_dir
+
+
+def weights(run_dir, step=STEPS):
+    model, _ = load_checkpoint(run_dir / "checkpoints" / f"step-{step:08d}")
+    return model.state_dict()
+
+
+def assert_same_course(found, expected, **tolerance):
+    close = {"rtol": 1e-4} | tolerance
+    val_losses = [evaluation.val_loss for evaluation in expected.evaluations]
+    np.testing.assert_allclose(found.losses, expected.step_losses, **close)
+    np.testing.assert_allclose(found.val_losses, val_losses, **close)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_processes_learn_what_one_learns(two, alone, name):
+    expected, run_dir = alone
+    assert_same_course(two[name], expected)
+    theirs = weights(run_dir)
+    for key, tensor in weights(two.run(name)).items():
+        torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fsdp, bfloat16", "fsdp, pure"])
+def test_shards_in_bfloat16_are_near_float32(two, alone, name):
+    assert_same_course(two[name], alone[0], rtol=0.02)
+    assert two[name].losses != two["fsdp"].losses
+    assert {tensor.dtype for tensor in weights(two.run(name)).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_position_weighs_the_same_whichever_process_has_it(two, tmp_path, kind):
+    expected = trained_on_unequal(tmp_path, 0, 1)
+    assert_same_course(two[f"{kind}, unequal"], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_nan_in_one_process_is_skipped_by_all(two, kind):
+    losses = two[f"{kind}, skipped"].losses
+    assert [number for number, loss in enumerate(losses, 1) if np.isnan(loss)] == [3]
+
+
+def test_all_processes_end_when_steps_go_on_being_skipped(two):
+    for found in two.outcomes["ddp, failed"]:
+        assert "the loss is nan" in found.message
+        assert "steps skipped in a row: 2" in found.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(two, kind):
+    reason = {"ddp": "terminated", "fsdp": "interrupted"}[kind]
+    assert two[f"{kind}, stopped"].reason == reason
+    assert [step_of(path) for path in checkpoints(two.run(f"{kind}, stopped"))] == [5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_one_process_writes(two, kind):
+    lines = told(two.run(kind))
+    steps = [line["step"] for line in lines if line["event"] == "step"]
+    assert steps == [*range(1, STEPS + 1)]
+    (start,) = [line for line in lines if line["event"] == "start"]
+    assert (start["parallel"], start["world_size"]) == (kind, 2)
+    assert {path.suffix for path in two.run(kind).rglob("*") if path.is_file()} == {
+        ".json", ".jsonl", ".safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_that_were_stopped_go_on_to_the_bit(two, kind):
+    found = two[f"{kind}, gone on"]
+    # The micro-batches of the run that was not stopped were others, with shards.
+    assert found.losses[:5] == two[f"{kind}, stopped"].losses
+    np.testing.assert_allclose(found.losses, two[kind].losses, rtol=0 if kind == "ddp" else 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_two_processes_goes_on_in_one(two, alone, tmp_path, kind):
+    shutil.copytree(two.run(f"{kind}, stopped"), tmp_path / "run")
+    config = settings()
+    result = trainer.train(new_model(), TOKENS, config, run_dir=tmp_path / "run", resume=True)
+    assert_same_course(outcome(result), alone[0])
+
+
+def test_a_run_of_two_processes_goes_on_in_four_with_shards_or_without(two, alone, tmp_path):
+    calls = []
+    for stopped, parallel in zip(KINDS, reversed(KINDS), strict=True):
+        run_dir = shutil.copytree(two.run(f"{stopped}, stopped"), tmp_path / stopped)
+        calls.append((learn, run_dir, {"parallel": parallel}, True))
+    for outcomes in together(4, calls):
+        for found in outcomes:
+            assert_same_course(found, alone[0])
+
+
+# --- torchrun, and what it may find ---
+
+
+def torchrun(run_dir, data, *options):
+    """`gptrs train` in two processes; each may fail once."""
+    sizes = {"context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0}
+    model = [f"--set={name}={value}" for name, value in sizes.items()]
+    training = {"steps": 150, "batch_tokens": 32, "checkpoint_minutes": 1e-9, "device": "cpu"}
+    training |= {"dtype": "float32", "num_evaluations": 2, "warmup_steps": 2}
+    settings = [f"--set={name}={value}" for name, value in training.items()]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    command = ["-m", "gptrs", "train", str(data), "--tokenizer=char", f"--out={run_dir}"]
+    return subprocess.Popen(
+        [sys.executable, *launch, *command, *model, *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def worker(process, rank):
+    """The number of the process that torchrun started with this rank."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"there is no process {rank}: {children}")
+
+
+def wait_for_step(process, run_dir, step):
+    """Until a checkpoint of that step or a later one is there."""
+    while not any(step_of(path) >= step for path in checkpoints(run_dir)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def told(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_is_killed(tmp_path):
+    data, run_dir = tmp_path / "text.txt", tmp_path / "run"
+    data.write_text("".join(f"{n} sheep jumped over the gate. " for n in range(300)))
+    with torchrun(run_dir, data, "--max-restarts=1") as process:
+        wait_for_step(process, run_dir, 3)
+        os.kill(worker(process, 1), signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert out.count("Let it write:") == 1
+    lines = told(run_dir)
+    (resumed,) = [line for line in lines if line["event"] == "resumed"]
+    assert resumed["step"] >= 3
+    losses = [line["loss"] for line in lines if line["event"] == "step"]
+    config = TrainingConfig.of(lines[0]["config"] | {"parallel": "none"})
+    text = data.read_text()
+    tokenizer = load_checkpoint(run_dir)[1]
+    alone = trainer.train(
+        new_of(config, lines[0]["model"]),
+        np.array([*tokenizer.encode_ordinary(text), tokenizer.eot_token], dtype=np.uint16),
+        config,
+        run_dir=tmp_path / "alone",
+    )
+    np.testing.assert_allclose(losses, alone.step_losses, rtol=1e-3)
+
+
+def new_of(config, shape):
+    torch.manual_seed(config.seed)
+    return GPTModel(GPTConfig.of(shape))
+
+
+@pytest.fixture
+def as_one_of_one(monkeypatch):
+    """As torchrun starts a single process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (variables | {"MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_one_process_under_torchrun_trains_as_without_it(as_one_of_one):
+    with joined(settings()) as world:
+        assert (world.parallel, world.world_size) == ("none", 1)
+    with joined(settings(parallel="ddp")) as world:
+        assert (world.parallel, world.world_size) == ("ddp", 1)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "message"),
+    [
+        ({"parallel": "ddp", "dtype": "pure-bfloat16"}, {}, "ddp does not train in pure-bfloat16"),
+        ({"parallel": "fsdp", "optimizer": "muon"}, {}, "muon needs whole matrices"),
+        ({"parallel": "fsdp", "sample_prompts": ("A",)}, {}, "leave sample_prompts out"),
+        ({"parallel": "fsdp"}, {"lora": True}, "train them with parallel=ddp"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(as_one_of_one, tmp_path, changes, model, message):
+    tiny = new_model()
+    if model:
+        add_lora(tiny, 1, 2)
+    with joined(settings(**changes)) as world, pytest.raises(ConfigError, match=message):
+        trainer.train(tiny, TOKENS, settings(**changes), run_dir=tmp_path / "run", world=world)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_torchrun_did_not_start_are_refused_with_the_command():
+    with (
+        pytest.raises(ConfigError, match="torchrun --nproc-per-node N -m gptrs train"),
+        joined(settings(parallel="ddp")),
+    ):
+        pass
+
+
+def test_several_processes_that_each_train_alone_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ConfigError, match="each would train and write the same run"),
+        joined(settings(parallel="none")),
+    ):
+        pass
+
+
+def test_several_processes_need_a_folder_that_all_know(monkeypatch, run, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "text.txt").write_text("Some text.")
+    code, _, err = run("train", tmp_path / "text.txt")
+    assert (code, err) == (
+        2,
+        "gptrs: several processes train one run: name its folder with --out\n",
+    )
