@@ -21,6 +21,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
     POSITION_LINES,
     SAMPLER_LINES,
     TOKENIZER_LINES,
+    TRAINING_LINES,
     STORE_LINES,
 ) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
@@ -103,6 +104,18 @@ def test_the_tokenizer_does_what_is_shown(tmp_path, monkeypatch):
     assert names["small"].n_vocab == 4096
     theirs = tokenizers.Tokenizer.from_file("tokenizer.json")
     assert theirs.encode(text[:1000]).ids == names["small"].encode(text[:1000])
+
+
+def test_a_model_is_trained_as_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gpt2 = gptrs.get_tokenizer("gpt2")
+    names = {"gpt2": gpt2, "ids": gpt2.encode_to_numpy(help_topics()[:20_000])}
+    exec(TRAINING_LINES, names)
+    result = names["result"]
+    assert capsys.readouterr().out.endswith(f"{result.last.val_loss} runs/small/checkpoint\n")
+    assert result.last.val_loss < result.evaluations[0].val_loss
+    trained = gptrs.GPTModel.from_pretrained("runs/small")
+    assert torch.equal(trained.tok_emb.weight, names["model"].tok_emb.weight)
 
 
 def test_a_store_is_built_and_loaded_as_shown(tmp_path, monkeypatch, capsys):

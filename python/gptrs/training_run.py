@@ -22,6 +22,7 @@ from gptrs.training_callbacks import Callback, Evaluation, Sample, StepRecord
 from gptrs.training_checkpoint import SavedRun, Snapshot, checkpoints, clean, step_of
 from gptrs.training_config import TrainingConfig
 from gptrs.training_data import PrefetchedSteps, StepBatches
+from gptrs.training_memory import freed_memory_kept
 from gptrs.training_model_state import ModelState
 from gptrs.training_parts import Parts
 from gptrs.training_progress import Standing
@@ -113,7 +114,7 @@ class Run(Standing):
         world.most(self.step)  # All have read what is there before anything is written.
         if world.rank == 0:
             clean(self.run_dir)
-        with self._prepared_model(), self._writer, stop_on_signals() as stop:
+        with freed_memory_kept(), self._prepared_model(), self._writer, stop_on_signals() as stop:
             self._tell.start()
             try:
                 self._tell.parts(self._parts)
