@@ -154,7 +154,7 @@ class FakeQuantized(nn.Linear):
 
 
 class RoundingInputs(nn.Linear):
-    """A linear layer that rounds inputs to bfloat16 where whole tiles multiply them, and adds up in float32."""
+    """A linear layer of whole tiles: inputs are rounded to bfloat16, sums are float32."""
 
     def forward(self, x):
         is_tiled = self.in_features % 32 == 0 and self.out_features >= 16

@@ -27,9 +27,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def is_restarted() -> bool:
-    """Whether they were started again, after one of them had failed (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def num_machines() -> int:
+    """How many machines they are on."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
+def num_restarts() -> int:
+    """How often they were started again after one of them had failed (--max-restarts).
+
+    That is one of this machine's: where there are several, each counts its own.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 @contextmanager

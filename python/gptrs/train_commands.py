@@ -17,7 +17,7 @@ import click
 
 from gptrs.config import Pos
 from gptrs.errors import ConfigError, GptrsError
-from gptrs.launched import is_restarted, num_processes, one_voice
+from gptrs.launched import num_processes, num_restarts, one_voice
 from gptrs.training_config import TrainingConfig
 from gptrs.training_plan import Plan, read_plan, remove_plan, write_plan
 from gptrs.training_settings import Settings, describe_settings, parse_settings, read_settings
@@ -186,16 +186,16 @@ def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> i
     from gptrs.report import next_run_dir
     from gptrs.trainer import check_folder, has_run
     from gptrs.training_job import prepare_job
-    from gptrs.training_parallel import joined
+    from gptrs.training_world import joined
 
     if out is None and num_processes() > 1:
         raise ConfigError("several processes train one run: name its folder with --out")
-    if out is not None:
-        if is_restarted() and has_run(out):
-            return _go_on(out, {}, tensorboard)
-        check_folder(out, resume=False)
     callbacks = _callbacks(tensorboard)
     with joined(plan.config()) as world:
+        if out is not None:
+            if world.most(num_restarts()) and has_run(out):
+                return _go_on(out, {}, tensorboard)
+            check_folder(out, resume=False)
         job = prepare_job(plan, world=world)
         run_dir = out or next_run_dir(runs_dir, "train")
         try:
@@ -212,7 +212,7 @@ def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> i
 def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
     from gptrs.trainer import check_folder
     from gptrs.training_job import prepare_job
-    from gptrs.training_parallel import joined
+    from gptrs.training_world import joined
 
     check_folder(run_dir, resume=True)
     plan = read_plan(run_dir).changed(changes)

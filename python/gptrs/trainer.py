@@ -28,13 +28,13 @@ from gptrs.training_callbacks import Callback, Evaluation
 from gptrs.training_checkpoint import SavedRun, checkpoints, newest_run
 from gptrs.training_config import TrainingConfig
 from gptrs.training_model_state import ModelState
-from gptrs.training_parallel import joined
 from gptrs.training_parts import Data, described, prepare
 from gptrs.training_random import own_random
 from gptrs.training_resume import refuse_another_run
 from gptrs.training_run import Run
 from gptrs.training_step import World
 from gptrs.training_validation import Validation
+from gptrs.training_world import joined
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
