@@ -23,12 +23,12 @@ class CheckpointCosts(Callback):
     def __init__(self) -> None:
         self.blocked: list[float] = []
         self.each: list[float] = []
-        self._ends: list[float] = []
+        self._ends: dict[int, float] = {}
         self._written: list[tuple[int, int]] = []
 
     def on_step(self, run: RunView, record: StepRecord) -> None:
         """The step ends, and what comes between it and the next begins."""
-        self._ends.append(time.perf_counter())
+        self._ends[record.step] = time.perf_counter()
 
     def on_event(self, run: RunView, event: str, values: Mapping[str, Any]) -> None:
         """A checkpoint is on the disk."""
@@ -39,10 +39,9 @@ class CheckpointCosts(Callback):
     def on_end(self, run: RunView, reason: str) -> None:
         """Compares the steps while one was written with the others."""
         intervals = {
-            step: after - before
-            for step, (before, after) in enumerate(
-                zip(self._ends, self._ends[1:], strict=False), start=1
-            )
+            step: self._ends[step + 1] - ended
+            for step, ended in self._ends.items()
+            if step + 1 in self._ends
         }
         # The first steps ask for memory.
         disturbed = [range(saved, told + 1) for saved, told in self._written]
@@ -55,4 +54,7 @@ class CheckpointCosts(Callback):
             self.blocked.clear()
             return
         usual = mean(calm)
-        self.each = [sum(intervals[step] - usual for step in steps) for steps in disturbed]
+        self.each = [
+            sum(intervals[step] - usual for step in steps if step in intervals)
+            for steps in disturbed
+        ]

@@ -193,7 +193,11 @@ def test_a_stopped_file_goes_on_as_if_it_had_not(
                  "--num-samples", num_samples)  # fmt: skip
     with monkeypatch.context() as patch:
         kept = []
-        patch.setattr(prompt_files.Path, "unlink", lambda path: kept.append(path.read_bytes()))
+        patch.setattr(
+            prompt_files.Path,
+            "unlink",
+            lambda path, missing_ok=False: missing_ok or kept.append(path.read_bytes()),
+        )
         assert run(*arguments)[0] == 0
     whole = out.read_bytes()
     settings_file.unlink(missing_ok=True)
@@ -229,7 +233,7 @@ def test_results_of_other_prompts_are_not_gone_on_with(run, prompts, tmp_path, m
     out = tmp_path / "out.jsonl"
     arguments = ("--file", prompts, "--out", out, "--max-new-tokens", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(prompt_files.Path, "unlink", lambda path: None)
+        patch.setattr(prompt_files.Path, "unlink", lambda path, missing_ok=False: None)
         run(*arguments)
     whole = out.read_bytes()
     prompts.write_text(prompts.read_text().replace("One two", "Two one"))
