@@ -36,8 +36,8 @@ use std::sync::{Arc, OnceLock};
 
 use self::cache::{Cache, Extent};
 use self::forward::{Arena, MOST_ROWS, Model, Pass, Span, forward};
-use self::lanes::padded;
 use self::int8::Packed;
+use self::lanes::padded;
 use self::pool::Pool;
 use self::shared::Shared;
 use self::tables::Angles;
