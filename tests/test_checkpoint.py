@@ -13,7 +13,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptrs import checkpoint
+from gptrs import checkpoint, files
 from gptrs.checkpoint import load_checkpoint, load_metadata, load_tokenizer, save_checkpoint
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
@@ -53,11 +53,11 @@ def weights_file(directory):
 def replace_weights(directory, tensors):
     """Puts a sound safetensors file of `tensors` in the place of the checkpoint's."""
     weights_file(directory).unlink()
-    name = checkpoint._write(
-        directory, "model-{}.safetensors", lambda path: save_file(tensors, path)
+    new = files.write_by_content(
+        directory / "model-{}.safetensors", lambda path: save_file(tensors, path)
     )
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"weights_file": name}))
+    (directory / "config.json").write_text(json.dumps(config | {"weights_file": new.name}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,10 +8,8 @@ The weights file is named by its content, and config.json is renamed into place 
 instant the directory holds one whole checkpoint, the old or the new, and damage does not go unseen.
 """
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,14 @@ from torch import Tensor
 
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
+from gptrs.files import (
+    TEMPORARY,
+    digest,
+    sync_names,
+    write_by_content,
+    write_whole,
+    write_whole_with,
+)
 from gptrs.filled_model import filled_model, misfits
 from gptrs.manifest import CONFIG_FILE as CONFIG_FILE
 from gptrs.manifest import FORMAT as FORMAT
@@ -34,7 +40,9 @@ from gptrs.weight_names import Recipe, Source
 if TYPE_CHECKING:
     import tiktoken
 
-_TEMPORARY = ".tmp-checkpoint-"
+_LINK = f"{TEMPORARY}checkpoint-"
+_TEMPORARIES = (_LINK, f"{TEMPORARY}model-", f"{TEMPORARY}{CONFIG_FILE}-")
+"""What the names of files begin with that killed saves left."""
 
 
 def save_checkpoint(
@@ -96,11 +104,11 @@ def write_checkpoint(
     dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        weights_file = _write(
-            directory, "model-{}.safetensors", lambda path: save_file(dense, path)
+        weights = write_by_content(
+            directory / "model-{}.safetensors", lambda path: save_file(dense, path)
         )
         _describe(
-            directory, Manifest(cfg, weights_file, tokenizer is not None, metadata), tokenizer
+            directory, Manifest(cfg, weights.name, tokenizer is not None, metadata), tokenizer
         )
     except OSError as error:
         raise CheckpointError(f"{directory}: the checkpoint cannot be written: {error}") from error
@@ -126,23 +134,24 @@ def copy_checkpoint(source: Path, directory: Path) -> None:
 
 def _describe(directory: Path, manifest: Manifest, tokenizer: Tokenizer | None) -> None:
     """What follows the weights: from here on they are what the directory holds."""
+    sync_names(directory)
     if tokenizer is not None:
         # An older checkpoint's tokenizer is replaced by the same.
         tokenizer.save(directory)
-    _write(directory, CONFIG_FILE, lambda path: path.write_text(manifest.to_json(), "utf-8"))
+    write_whole(directory / CONFIG_FILE, manifest.to_json().encode())
+    sync_names(directory)
     _remove_leftovers(directory, manifest.weights_file)
 
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that nobody writes to again, or a copy where the disk has none."""
-    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}")
+    temporary = target.with_name(f"{_LINK}{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
+        os.replace(temporary, target)
     except OSError:
-        shutil.copyfile(source, temporary)
-        _sync(temporary)
-    os.replace(temporary, target)
+        write_whole_with(target, lambda path: shutil.copyfile(source, path))
 
 
 def check_tokenizer(
@@ -230,50 +239,17 @@ def _checked_path(directory: Path, name: str) -> Path:
     """The path of a file whose content is still what its name says."""
     path = directory / name
     try:
-        digest = _digest(path)
+        found = digest(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if digest not in name:
+    if found not in name:
         raise CheckpointError(f"{path}: damaged: its content changed after it was saved")
     return path
-
-
-def _write(directory: Path, name: str, write: Callable[[Path], object]) -> str:
-    """Lets `write` fill a temporary file, then renames it to `name`; {} stands for its digest."""
-    temporary = directory / f"{_TEMPORARY}{os.getpid()}"
-    try:
-        temporary.touch()
-        usual_mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(usual_mode)  # safetensors makes its files unreadable for others.
-        _sync(temporary)
-        name = name.format(_digest(temporary))
-        os.replace(temporary, directory / name)
-        _sync(directory)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return name
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _sync(path: Path) -> None:
-    """Waits until the file, or the directory's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no directories, and renames durably by itself.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(directory: Path, weights_file: str) -> None:
     """Deletes what earlier checkpoints and killed saves left; no file of any other name."""
     for path in directory.iterdir():
         is_old = WEIGHTS_FILE.fullmatch(path.name) and path.name != weights_file
-        if is_old or path.name.startswith(_TEMPORARY):
+        if is_old or path.name.startswith(_TEMPORARIES):
             path.unlink(missing_ok=True)

@@ -48,6 +48,17 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
+def sync_names(folder: Path) -> None:
+    """Waits until the names of a folder's files are on the disk."""
+    if os.name == "nt":
+        return  # Windows opens no folders, and renames durably by itself.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _synced(file: Path, write: Callable[[Path], object]) -> Iterator[Path]:
     """A temporary file beside `file`, filled and on the disk; gone afterwards, unless renamed."""

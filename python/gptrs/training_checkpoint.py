@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptrs.errors import CheckpointError
-from gptrs.files import write_whole, write_whole_with
+from gptrs.files import sync_names, write_whole, write_whole_with
 
 FOLDER = "checkpoints"
 STATE_FILE, TENSORS_FILE = "state.json", "training.safetensors"
@@ -105,9 +105,9 @@ def _replace(temporary: Path, folder: Path) -> None:
     """Renames a folder that is whole; an older one of its name goes first."""
     if folder.exists():
         _remove(folder)
-    _sync_names(temporary)
+    sync_names(temporary)
     os.replace(temporary, folder)
-    _sync_names(folder.parent)
+    sync_names(folder.parent)
 
 
 def prune(run_dir: Path, *, keep_last: int, best: int | None) -> None:
@@ -235,14 +235,3 @@ def _remove(folder: Path) -> None:
     except OSError:
         return
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync_names(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    if os.name == "nt":
-        return  # Windows opens no folders, and renames durably by itself.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
