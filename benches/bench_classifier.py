@@ -16,8 +16,8 @@ import torch
 from table import print_header, print_table
 
 from gptrs import GPTModel
-from gptrs.classifier import Classifier
-from gptrs.classifier_features import BlockInputs
+from gptrs.classifier.classifier import Classifier
+from gptrs.classifier.features import BlockInputs
 from gptrs.config import get_config
 
 EPOCHS, BAR = 10, 1.2

@@ -26,9 +26,9 @@ from table import compare, print_header, print_table, seconds
 
 from gptrs import GPTModel, get_tokenizer
 from gptrs.config import get_config
-from gptrs.embeddings import Embedder
-from gptrs.nearest import Graph, exact_nearest, recall
-from gptrs.text import help_topics
+from gptrs.embeddings.embedder import Embedder
+from gptrs.embeddings.nearest import Graph, exact_nearest, recall
+from gptrs.text.reading import help_topics
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}

@@ -28,7 +28,7 @@ from table import compare, copy_ceiling, print_header, print_table
 from tokenizer_runs import environment, finished
 
 import gptrs
-from gptrs.text import help_topics
+from gptrs.text.reading import help_topics
 
 MAX_LENGTH, BATCH_SIZE = 1024, 8
 NUM_TOKENS = 100_000_000

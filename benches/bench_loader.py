@@ -9,7 +9,7 @@ from llms_from_scratch import ch02
 from table import compare, copy_ceiling, print_header
 
 import gptrs
-from gptrs.text import help_topics
+from gptrs.text.reading import help_topics
 
 REPEATS, BATCH_SIZE, MAX_LENGTH, STRIDE = 4, 8, 256, 128
 

@@ -1,4 +1,4 @@
-"""The output layer's cross-entropy, forward and backward: torch's ways beside `gptrs.loss`.
+"""The output layer's cross-entropy, forward and backward: torch's ways beside `gptrs.model.loss`.
 
 Run by `make bench-loss`; ARGS=1 takes one thread.
 """
@@ -11,7 +11,7 @@ from table import compare, print_header, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptrs.loss import linear_cross_entropy
+from gptrs.model.loss import linear_cross_entropy
 
 NUM_ROWS, VOCAB_SIZE, WIDTHS = 2048, 50257, (128, 768)
 NUM_MATMULS = 4  # logits twice, and the two gradients

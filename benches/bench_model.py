@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import gptrs
 from gptrs.config import get_config
-from gptrs.loss import next_token_loss
+from gptrs.model.loss import next_token_loss
 
 BOOK = gptrs.GPT_CONFIG_124M
 GPT2 = replace(get_config("gpt2-124m"), drop_rate=0.0)  # As nanoGPT has it.

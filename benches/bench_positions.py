@@ -21,7 +21,7 @@ from table import print_header, print_table, seconds
 
 from gptrs import GPTModel
 from gptrs.config import GPT_CONFIG_124M, GPTConfig, Pos
-from gptrs.loss import next_token_loss
+from gptrs.model.loss import next_token_loss
 
 KINDS = get_args(Pos)  # the learned one first
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

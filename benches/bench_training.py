@@ -44,10 +44,10 @@ from training_matmuls import matmuls_of_a_step
 
 import gptrs
 from gptrs.config import GPTConfig, get_config
-from gptrs.run_peaks import measured_peak
-from gptrs.trainer import train
-from gptrs.training_config import TrainingConfig
-from gptrs.training_data import WindowSource
+from gptrs.training.config import TrainingConfig
+from gptrs.training.data import WindowSource
+from gptrs.training.reports.peaks import measured_peak
+from gptrs.training.trainer import train
 
 BATCH_SIZE, LENGTH = 4, 256
 BOOK = GPTConfig.of(gptrs.GPT_CONFIG_124M | {"context_length": LENGTH})

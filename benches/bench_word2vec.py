@@ -21,8 +21,8 @@ from statistics import median
 import tokenizer_corpus as corpus
 from table import copy_ceiling, print_header, print_table
 
-from gptrs.word2vec import train_word2vec
-from gptrs.word_vectors import WordVectors
+from gptrs.embeddings.word2vec import train_word2vec
+from gptrs.embeddings.word_vectors import WordVectors
 
 SETTINGS = {"vector_size": 100, "window": 5, "negative": 5, "alpha": 0.025, "min_count": 5}
 ALGORITHMS = ("skip-gram", "cbow")

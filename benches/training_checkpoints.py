@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from gptrs.training_callbacks import Callback, RunView, StepRecord
+from gptrs.training.callbacks import Callback, RunView, StepRecord
 
 
 class CheckpointCosts(Callback):

@@ -24,9 +24,9 @@ from torch.optim import optimizer
 
 import gptrs
 from gptrs.config import GPTConfig
-from gptrs.trainer import train
-from gptrs.training_callbacks import Callback, RunView, StepRecord
-from gptrs.training_config import TrainingConfig
+from gptrs.training.callbacks import Callback, RunView, StepRecord
+from gptrs.training.config import TrainingConfig
+from gptrs.training.trainer import train
 
 Turn = Callable[[], None]
 Clock = Callable[[], float]

@@ -2,7 +2,7 @@
 
 linear layer    x @ W.T            and backward   g @ W,  g.T @ x
 attention       q @ k.T,  p @ v    and backward   four more
-output layer    what `gptrs.loss` multiplies, block by block: in bfloat16 logits twice
+output layer    what `gptrs.model.loss` multiplies, block by block: in bfloat16 logits twice
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gptrs.config import GPTConfig
-from gptrs.loss import ROWS_FROM_WIDTH
-from gptrs.loss_by_columns import BLOCK_COLUMNS
-from gptrs.loss_by_rows import BLOCK_ROWS
+from gptrs.model.loss import ROWS_FROM_WIDTH
+from gptrs.model.loss_by_columns import BLOCK_COLUMNS
+from gptrs.model.loss_by_rows import BLOCK_ROWS
 
 Matmul = Callable[[], object]
 

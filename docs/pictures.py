@@ -33,18 +33,18 @@ from gptrs import (
     SamplingConfig,
     WordVectors,
     build_store,
-    insight,
     plots,
     train_tokenizer,
     train_word2vec,
 )
-from gptrs.params import parameter_budget
-from gptrs.plot_commands import picture_of_store
+from gptrs.commands.plot import picture_of_store
+from gptrs.costs.params import parameter_budget
+from gptrs.explain import insight
 from gptrs.plots import Style
-from gptrs.run_metrics import read_losses
-from gptrs.text import help_topics
-from gptrs.trainer import train
-from gptrs.training_config import TrainingConfig
+from gptrs.text.reading import help_topics
+from gptrs.training.config import TrainingConfig
+from gptrs.training.reports.metrics import read_losses
+from gptrs.training.trainer import train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from gptrs import Generator, GPTModel, Tokenizer, train_tokenizer
-from gptrs.embeddings import Embedder
-from gptrs.passages import Passage, split_passages
-from gptrs.report import print_stream, train_in_new_run
-from gptrs.text import help_topics
-from gptrs.tokenizer import get_tokenizer
-from gptrs.training_config import SMALL_GPT, TrainingConfig
-from gptrs.vector_index_building import build_index
+from gptrs.commands.report import print_stream, train_in_new_run
+from gptrs.embeddings.embedder import Embedder
+from gptrs.embeddings.passages import Passage, split_passages
+from gptrs.embeddings.vector_index_building import build_index
+from gptrs.text.reading import help_topics
+from gptrs.text.tokenizer import get_tokenizer
+from gptrs.training.config import SMALL_GPT, TrainingConfig
 
 QUESTION = "What happens when an exception is not handled?"
 PASSAGE_TOKENS = 80

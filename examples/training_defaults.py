@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs import GPTConfig, GPTModel, get_tokenizer, train_tokenizer
-from gptrs.loss import next_token_loss
-from gptrs.text import help_topics
-from gptrs.training_config import SMALL_GPT
+from gptrs.model.loss import next_token_loss
+from gptrs.text.reading import help_topics
+from gptrs.training.config import SMALL_GPT
 
 BATCH_SIZE, SMALL_VOCABULARY = 8, 2048
 

@@ -15,8 +15,8 @@ import numpy as np
 from answer_from_help import FEWEST_TOKENS, train_retriever
 
 from gptrs import Embedder
-from gptrs.passages import Passage, split_passages
-from gptrs.pooling_kinds import Pooling
+from gptrs.embeddings.passages import Passage, split_passages
+from gptrs.embeddings.pooling_kinds import Pooling
 
 QUESTION_TOKENS = 12
 WAYS: tuple[tuple[Pooling, int], ...] = (

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from gptrs import GPTConfig, GPTModel, train_tokenizer
-from gptrs.text import help_topics
-from gptrs.trainer import train
-from gptrs.training_callbacks import Evaluation
-from gptrs.training_config import SMALL_GPT, TrainingConfig
+from gptrs.text.reading import help_topics
+from gptrs.training.callbacks import Evaluation
+from gptrs.training.config import SMALL_GPT, TrainingConfig
+from gptrs.training.trainer import train
 
 VOCAB_SIZE = 2048
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptrs import Generator, GPTModel
-from gptrs.weights import load_weights_into_gpt
+from gptrs.weights.book import load_weights_into_gpt
 
 VOCAB, CONTEXT = 61, 32
 

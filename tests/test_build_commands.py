@@ -17,8 +17,8 @@ import pytest
 
 import gptrs
 from gptrs import cli
-from gptrs.build_commands import build
-from gptrs.tokenizer import get_tokenizer
+from gptrs.commands.build import build
+from gptrs.text.tokenizer import get_tokenizer
 
 ENCODING = get_tokenizer("gpt2").as_tiktoken()
 

@@ -66,7 +66,7 @@ KILLER = textwrap.dedent("""
     import json, os, random, signal, sys, time
 
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # No thread but this one is there when it forks.
-    import gptrs, gptrs.building, gptrs.store, pyarrow.parquet
+    import gptrs, gptrs.store.building, gptrs.store.token_store, pyarrow.parquet
 
     inputs, out, options, wanted_kills, seed = json.loads(sys.argv[1])
     draw = random.Random(seed)
@@ -206,7 +206,7 @@ def test_parquet_goes_on_without_reading_the_row_groups_that_are_done(
     gptrs.build_store(file, tmp_path / "once")
     read = []
     breaks_off = True
-    group_batches = gptrs.rows._group_batches
+    group_batches = gptrs.store.rows._group_batches
 
     def reading(file, number, *arguments):
         read.append(number)
@@ -215,7 +215,7 @@ def test_parquet_goes_on_without_reading_the_row_groups_that_are_done(
             if batch.first + len(batch.texts) >= row and breaks_off:
                 raise KeyError("broken off")
 
-    monkeypatch.setattr("gptrs.rows._group_batches", reading)
+    monkeypatch.setattr("gptrs.store.rows._group_batches", reading)
     with pytest.raises(KeyError):
         gptrs.build_store(file, tmp_path / "out", threads=1)
     read.clear()
@@ -235,8 +235,8 @@ def test_parquet_of_which_all_rows_are_built_goes_on(tmp_path, monkeypatch):
         yield from row_batches(*arguments, **options)
         raise KeyError("broken off")
 
-    row_batches = gptrs.building.row_batches
-    monkeypatch.setattr("gptrs.building.row_batches", unfinished)
+    row_batches = gptrs.store.building.row_batches
+    monkeypatch.setattr("gptrs.store.building.row_batches", unfinished)
     with pytest.raises(KeyError):
         gptrs.build_store(file, tmp_path / "out", threads=1)
     monkeypatch.undo()

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptrs
-from gptrs.building import parse_bytes
 from gptrs.errors import (
     ConfigError,
     MissingExtraError,
@@ -23,7 +22,8 @@ from gptrs.errors import (
     StoreError,
     TokenizerError,
 )
-from gptrs.tokenizer import END_OF_TEXT, get_tokenizer
+from gptrs.store.building import parse_bytes
+from gptrs.text.tokenizer import END_OF_TEXT, get_tokenizer
 
 ENCODING = get_tokenizer("gpt2").as_tiktoken()
 """tiktoken's own code; only the table of ids is ours."""
@@ -266,7 +266,7 @@ def test_every_input_that_cannot_be_read_is_named_before_anything_is_built(tmp_p
 def test_a_file_that_may_not_be_read_is_named_before_anything_is_built(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name)
-    opened = gptrs.inputs.os.open
+    opened = gptrs.store.inputs.os.open
 
     def refuse(path, *arguments):
         if str(path).endswith("b.txt"):
@@ -274,7 +274,7 @@ def test_a_file_that_may_not_be_read_is_named_before_anything_is_built(tmp_path,
         return opened(path, *arguments)
 
     # Not by its mode: a test that runs as root may read everything.
-    monkeypatch.setattr("gptrs.inputs.os.open", refuse)
+    monkeypatch.setattr("gptrs.store.inputs.os.open", refuse)
     with pytest.raises(SourceError, match=r"b\.txt: cannot be read: Permission denied"):
         gptrs.build_store(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`gptrs.checkpoint`: whole or not at all, and never wrong weights."""
+"""`gptrs.weights.checkpoint`: whole or not at all, and never wrong weights."""
 
 import json
 import os
@@ -13,14 +13,15 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptrs import checkpoint, files
-from gptrs.checkpoint import load_checkpoint, load_metadata, load_tokenizer, save_checkpoint
+from gptrs import files
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
-from gptrs.lora import add_lora, merge_lora
-from gptrs.model import GPTModel
-from gptrs.tokenizer import get_tokenizer
-from gptrs.tokenizer_training import train_tokenizer
+from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import add_lora, merge_lora
+from gptrs.text.tokenizer import get_tokenizer
+from gptrs.text.tokenizer_training import train_tokenizer
+from gptrs.weights import checkpoint
+from gptrs.weights.checkpoint import load_checkpoint, load_metadata, load_tokenizer, save_checkpoint
 
 
 def tiny_model(seed=0, **changes):

@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 import gptrs
-from gptrs import finetune_commands
-from gptrs.classifier import LEARNING_RATES, Classifier
-from gptrs.classifier import POOLINGS as DEFAULT_POOLINGS
-from gptrs.classifier_body import Train, private_copy
-from gptrs.classifier_features import BlockInputs, TokenTexts
-from gptrs.classifier_labels import confusion_figure, confusion_table
+from gptrs.classifier.body import Train, private_copy
+from gptrs.classifier.classifier import LEARNING_RATES, Classifier
+from gptrs.classifier.classifier import POOLINGS as DEFAULT_POOLINGS
+from gptrs.classifier.features import BlockInputs, TokenTexts
+from gptrs.classifier.labels import confusion_figure, confusion_table
+from gptrs.commands import finetune as finetune_commands
 from gptrs.config import Pos
 from gptrs.devices import Precision
+from gptrs.embeddings.pooling_kinds import Pooling
 from gptrs.errors import CheckpointError, ConfigError, DataError, MissingExtraError, TrainingError
-from gptrs.lora import add_lora
-from gptrs.pooling_kinds import Pooling
+from gptrs.model.lora import add_lora
 
 KINDS, POOLINGS, TRAIN = get_args(Pos), get_args(Pooling), get_args(Train)
 # A small vocabulary: AdamW would spend its time on GPT-2's 50,257 embeddings.
@@ -247,7 +247,7 @@ def test_frozen_layers_see_each_text_once_however_many_epochs_there_are(monkeypa
         counts.append((Count(own.trf_blocks[0]), Count(own.trf_blocks[1])))
         return own
 
-    monkeypatch.setattr("gptrs.classifier.private_copy", counted_copy)
+    monkeypatch.setattr("gptrs.classifier.classifier.private_copy", counted_copy)
     texts, labels = spam_set(40)
     for epochs in (1, 5):
         settings = {"train": train, "epochs": epochs, "patience": None}
@@ -640,7 +640,7 @@ def test_scikit_learns_tools_work():
 def test_scikit_learn_counts_and_weighs_the_same(fitted, seed):
     metrics = pytest.importorskip("sklearn.metrics")
     weights = pytest.importorskip("sklearn.utils.class_weight")
-    from gptrs.classifier_labels import balanced_weights
+    from gptrs.classifier.labels import balanced_weights
 
     texts, labels = spam_set(20, seed)
     classifier = fitted["all"]

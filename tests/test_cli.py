@@ -10,11 +10,12 @@ import tiktoken
 import torch
 
 import gptrs
-from gptrs import cli, run_reports
-from gptrs.checkpoint import load_metadata
+from gptrs import cli
 from gptrs.config import GPTConfig
 from gptrs.errors import MissingExtraError
-from gptrs.model import GPTModel
+from gptrs.model.gpt import GPTModel
+from gptrs.training.reports import reports as run_reports
+from gptrs.weights.checkpoint import load_metadata
 
 TINY_RUN = [
     "--steps", "2", "--context-length", "8", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1",
@@ -119,7 +120,7 @@ def test_ctrl_c_is_exit_code_130(run, checkpoint, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gptrs.generator.Generator.stream", interrupted)
+    monkeypatch.setattr("gptrs.generation.generator.Generator.stream", interrupted)
     code, _, err = run("generate", "--model", checkpoint, "--prompt", "x")
     assert (code, err) == (130, "gptrs: stopped\n")
 
@@ -357,7 +358,7 @@ def test_ctrl_c_while_a_tokenizer_is_learned_leaves_the_file_as_it_was(run, tmp_
         on_progress(3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gptrs.token_commands.learn", interrupted)
+    monkeypatch.setattr("gptrs.commands.tokens.learn", interrupted)
     options = ["--vocab-size", 300, "--output", tmp_path]
     code, _, err = run("train-tokenizer", tmp_path / "text.txt", *options)
     assert code == 130

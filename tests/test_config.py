@@ -308,6 +308,6 @@ def test_a_changed_copy_is_checked_again():
 
 
 def test_configs_and_budgets_need_no_torch():
-    code = "import sys, gptrs.config, gptrs.params; print('torch' in sys.modules)"
+    code = "import sys, gptrs.config, gptrs.costs.params; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -17,8 +17,8 @@ import tokenizers
 import transformers
 
 from gptrs import _core, get_tokenizer, train_tokenizer
-from gptrs.constraints import token_bytes
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
+from gptrs.sampling.constraints import token_bytes
 
 GPT2 = get_tokenizer("gpt2")
 GPT2_BYTES = token_bytes(GPT2)

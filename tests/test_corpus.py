@@ -1,4 +1,4 @@
-"""`gptrs.corpus`: documents to one row of tokens, with any tokenizer."""
+"""`gptrs.text.corpus`: documents to one row of tokens, with any tokenizer."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gptrs
-from gptrs import corpus
 from gptrs.errors import SourceError, TokenizerError
+from gptrs.text import corpus
 
 GPT2 = gptrs.get_tokenizer("gpt2")
 END_OF_TEXT = "<|endoftext|>"

@@ -11,7 +11,7 @@ from llms_from_scratch import ch02
 from torch.utils.data import DataLoader, Subset
 
 import gptrs
-from gptrs.data import GPTDatasetV1, collate_windows, create_dataloader_v1
+from gptrs.data.dataset import GPTDatasetV1, collate_windows, create_dataloader_v1
 from gptrs.errors import ConfigError, DataError, StoreError, WindowError
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")

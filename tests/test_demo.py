@@ -6,12 +6,12 @@ import signal
 
 import pytest
 
-from gptrs import demo
-from gptrs.checkpoint import load_checkpoint
+from gptrs.commands import demo
 from gptrs.config import GPTConfig
-from gptrs.generator import Generator
-from gptrs.training_callbacks import Callback
-from gptrs.training_config import SMALL_GPT, TrainingConfig
+from gptrs.generation.generator import Generator
+from gptrs.training.callbacks import Callback
+from gptrs.training.config import SMALL_GPT, TrainingConfig
+from gptrs.weights.checkpoint import load_checkpoint
 
 QUICK = TrainingConfig(steps=2, batch_tokens=16, device="cpu", dtype="float32")
 

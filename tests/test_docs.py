@@ -25,9 +25,9 @@ import pytest
 
 import gptrs
 from gptrs import cli
-from gptrs.report import train_in_new_run
-from gptrs.text import help_topics
-from gptrs.training_config import SMALL_GPT, TrainingConfig
+from gptrs.commands.report import train_in_new_run
+from gptrs.text.reading import help_topics
+from gptrs.training.config import SMALL_GPT, TrainingConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

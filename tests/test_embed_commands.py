@@ -11,8 +11,8 @@ import torch
 
 import gptrs
 from gptrs.config import GPTConfig
-from gptrs.embeddings import Embedder, embed
-from gptrs.model import GPTModel
+from gptrs.embeddings.embedder import Embedder, embed
+from gptrs.model.gpt import GPTModel
 
 ANIMALS = ["Cats purr and sleep.", "Dogs bark at night.", "Fish swim in the sea."]
 
@@ -124,7 +124,7 @@ def test_what_is_impossible_is_one_line_on_stderr(
 
 
 def test_the_commands_wait_for_torch_only_when_they_run():
-    check = "import sys, gptrs.embed_commands; sys.exit('torch' in sys.modules)"
+    check = "import sys, gptrs.commands.embed; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

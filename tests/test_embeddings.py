@@ -10,11 +10,11 @@ import torch
 
 import gptrs
 from gptrs.config import GPTConfig, Pos
-from gptrs.embeddings import Embedder, embed, embed_iter
+from gptrs.embeddings.embedder import Embedder, embed, embed_iter
+from gptrs.embeddings.pooling import batches_of, windows_of
+from gptrs.embeddings.pooling_kinds import Pooling
 from gptrs.errors import ConfigError, DataError
-from gptrs.model import GPTModel
-from gptrs.pooling import batches_of, windows_of
-from gptrs.pooling_kinds import Pooling
+from gptrs.model.gpt import GPTModel
 
 POOLINGS = get_args(Pooling)
 KINDS = get_args(Pos)

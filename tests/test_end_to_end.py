@@ -7,11 +7,11 @@ import tokenizers
 import torch
 
 import gptrs
-from gptrs import corpus
 from gptrs.config import GPTConfig
-from gptrs.text import help_topics
-from gptrs.trainer import train
-from gptrs.training_config import TrainingConfig
+from gptrs.text import corpus
+from gptrs.text.reading import help_topics
+from gptrs.training.config import TrainingConfig
+from gptrs.training.trainer import train
 
 TEXT = re.sub(r"[^\x20-\x7e\n]", "", help_topics())[:100_000]
 CONTEXT = 32

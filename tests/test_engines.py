@@ -14,14 +14,16 @@ import transformers
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gptrs import GPTModel, engines, fixed_steps, memory
-from gptrs.decode_weights import DecodeWeights
-from gptrs.engine import PlainEngine, reduce_to_candidates
+from gptrs import GPTModel, memory
+from gptrs.engines import choice as engines
+from gptrs.engines import fixed_steps
+from gptrs.engines.decode_weights import DecodeWeights
+from gptrs.engines.engine import PlainEngine, reduce_to_candidates
+from gptrs.engines.fused_forward import weights_first
+from gptrs.engines.torch_engine import TorchEngine
+from gptrs.engines.transformers_engine import TransformersEngine
 from gptrs.errors import ConfigError, GenerationError
-from gptrs.fused_forward import weights_first
-from gptrs.positions import T5Bias
-from gptrs.torch_engine import TorchEngine
-from gptrs.transformers_engine import TransformersEngine
+from gptrs.model.positions import T5Bias
 
 # What Rust computes has its own tests.
 make_engine = partial(engines.make_engine, engine="torch")

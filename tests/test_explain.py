@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import gptrs
 from gptrs.config import GPTConfig, Pos
 from gptrs.errors import DataError, GenerationError
-from gptrs.explain import explain
-from gptrs.model import GPTModel
-from gptrs.sections import WIDTH, format_section
+from gptrs.explain.sections import WIDTH, format_section
+from gptrs.explain.walk import explain
+from gptrs.model.gpt import GPTModel
 
 CHARACTERS = "abcdefghij klmnopq,.rstuvwxyz"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import gptrs
-from gptrs.classifier import Classifier
+from gptrs.classifier.classifier import Classifier
+from gptrs.classifier.labelled_texts import read_table
 from gptrs.errors import ConfigError, DataError, SourceError
-from gptrs.labelled_texts import read_table
 
 SHAPE = {
     "vocab_size": 50257,

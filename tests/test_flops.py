@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptrs.config import PRESETS, GPTConfig, Pos, get_config
+from gptrs.costs.flops import KAPLAN, MATMULS, flops_per_token, format_flops
 from gptrs.errors import ConfigError
-from gptrs.flops import KAPLAN, MATMULS, flops_per_token, format_flops
-from gptrs.model import GPTModel
+from gptrs.model.gpt import GPTModel
 
 KINDS = get_args(Pos)
 EVERY_SIZE_AND_KIND = [*((name, "learned") for name in PRESETS), *(("gpt3-175b", k) for k in KINDS)]

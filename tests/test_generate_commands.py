@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import gptrs
-from gptrs import cli, prompt_files
+from gptrs import cli
+from gptrs.commands import prompt_files
 from gptrs.config import GPTConfig
-from gptrs.model import GPTModel
+from gptrs.model.gpt import GPTModel
 
 
 @pytest.fixture(scope="module")

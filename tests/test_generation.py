@@ -13,7 +13,7 @@ from torch import nn
 
 import gptrs
 from gptrs import GPTModel, generate, generate_text_simple, text_to_token_ids, token_ids_to_text
-from gptrs.engines import can_cache, make_engine
+from gptrs.engines.choice import can_cache, make_engine
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
 
 CONFIG = {
@@ -200,7 +200,7 @@ def test_n_tokens_are_one_call_into_rust_and_n_callbacks_out_of_it(monkeypatch, 
         engines.append(CountingEngine(make_engine(*arguments, **options)))
         return engines[-1]
 
-    monkeypatch.setattr(gptrs.generation, "make_engine", counting)
+    monkeypatch.setattr(gptrs.generation.book, "make_engine", counting)
     core_calls = []
 
     def profile(frame, event, arg):

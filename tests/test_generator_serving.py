@@ -11,7 +11,7 @@ import torch
 
 from gptrs import Generator, GPTModel
 from gptrs.errors import GenerationError, QueueFullError
-from gptrs.runs import Run
+from gptrs.generation.runs import Run
 
 PROMPTS = ["Hello", "The cat sat on the mat and", "a", "one two three " * 9]
 # Longer than any of these takes, so that a hang is a failure.

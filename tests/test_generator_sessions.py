@@ -36,9 +36,9 @@ def gen(model):
 @pytest.fixture
 def num_read(monkeypatch):
     """How many tokens the engines have been given, call after call."""
-    import gptrs.runs
+    import gptrs.generation.runs
 
-    make, counts = gptrs.runs.make_engine, []
+    make, counts = gptrs.generation.runs.make_engine, []
 
     def counting(*arguments, **options):
         options |= {"engine": "torch"}  # Rust calls nobody back.
@@ -50,7 +50,7 @@ def num_read(monkeypatch):
         )
         return engine
 
-    monkeypatch.setattr(gptrs.runs, "make_engine", counting)
+    monkeypatch.setattr(gptrs.generation.runs, "make_engine", counting)
     return counts
 
 

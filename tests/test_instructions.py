@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 
 import gptrs
 from gptrs.errors import ConfigError, DataError, SourceError, TokenizerError
-from gptrs.instructions import (
+from gptrs.training.instructions.dataset import InstructionDataset, custom_collate_fn
+from gptrs.training.instructions.template import (
     check_entries,
     format_input,
     format_prompt,
     holds_instructions,
     read_instructions,
 )
-from gptrs.instructions_dataset import InstructionDataset, custom_collate_fn
 
 with pytest.MonkeyPatch.context() as patch:
     # The book's module imports it, for a function that is not called here.

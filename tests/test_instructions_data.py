@@ -5,8 +5,8 @@ import pytest
 import gptrs
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, DataError, TokenIdError
-from gptrs.instructions_data import instruction_data
-from gptrs.training_config import TrainingConfig
+from gptrs.training.config import TrainingConfig
+from gptrs.training.instructions.data import instruction_data
 
 CFG = GPTConfig(context_length=128, emb_dim=16, n_heads=2, n_layers=1)
 CONFIG = TrainingConfig(batch_tokens=4 * 128, micro_batch=3, device="cpu", seed=3)

@@ -15,11 +15,15 @@ from torch.nn import functional as F
 import gptrs
 from gptrs.config import Pos
 from gptrs.errors import ConfigError, DataError
-from gptrs.instructions import format_prompt
-from gptrs.instructions_batches import InstructionSource, PackedInstructions, instruction_batches
-from gptrs.instructions_dataset import InstructionDataset, custom_collate_fn
-from gptrs.instructions_packing import pack
-from gptrs.instructions_tokens import encode_instructions, hold_out
+from gptrs.training.instructions.batches import (
+    InstructionSource,
+    PackedInstructions,
+    instruction_batches,
+)
+from gptrs.training.instructions.dataset import InstructionDataset, custom_collate_fn
+from gptrs.training.instructions.packing import pack
+from gptrs.training.instructions.template import format_prompt
+from gptrs.training.instructions.tokens import encode_instructions, hold_out
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 ENTRY = st.fixed_dictionaries({"instruction": TEXTS, "input": st.text(max_size=9), "output": TEXTS})

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import gptrs
-from gptrs.instructions import format_prompt
-from gptrs.instructions_data import instruction_data
-from gptrs.instructions_tokens import hold_out
-from gptrs.lora import add_lora
-from gptrs.trainer import train
-from gptrs.training_callbacks import Callback
-from gptrs.training_config import TrainingConfig
+from gptrs.model.lora import add_lora
+from gptrs.training.callbacks import Callback
+from gptrs.training.config import TrainingConfig
+from gptrs.training.instructions.data import instruction_data
+from gptrs.training.instructions.template import format_prompt
+from gptrs.training.instructions.tokens import hold_out
+from gptrs.training.trainer import train
 
 ANIMALS = {
     "dog": ("barks", "four"), "duck": ("quacks", "two"), "cow": ("moos", "four"),

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from gptrs import GPTModel, MultiHeadAttention, layers
-from gptrs.loss import next_token_loss
+from gptrs import GPTModel, MultiHeadAttention
+from gptrs.model import layers
+from gptrs.model.loss import next_token_loss
 
 CONFIG = {
     "vocab_size": 61,

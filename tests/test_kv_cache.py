@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptrs.errors import ConfigError, GenerationError
-from gptrs.model import GPTModel
+from gptrs.model.gpt import GPTModel
 
 CONTEXT = 16
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from gptrs.config import GPT_CONFIG_124M
 from gptrs.errors import ConfigError, DataError
-from gptrs.layers import (
+from gptrs.model.gpt import GPTModel
+from gptrs.model.layers import (
     GELU,
     Attend,
     FeedForward,
@@ -17,7 +18,6 @@ from gptrs.layers import (
     MultiHeadAttention,
     TransformerBlock,
 )
-from gptrs.model import GPTModel
 
 SMALL = {**GPT_CONFIG_124M, "vocab_size": 97, "context_length": 16, "emb_dim": 24, "n_heads": 3}
 

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import gptrs
-from gptrs import TokenStore, WindowLoader, convert_store, transfer
+from gptrs import TokenStore, WindowLoader, convert_store
+from gptrs.data import transfer
 from gptrs.errors import ConfigError, DataError, StoreError
 
 END = 50256
@@ -482,7 +483,7 @@ def test_torchdatas_loader_gives_epoch_after_epoch(store):
 
 def test_workers_refuse_a_device(store, monkeypatch):
     worker = SimpleNamespace(id=0, num_workers=1)
-    monkeypatch.setattr("gptrs.loader.get_worker_info", lambda: worker)
+    monkeypatch.setattr("gptrs.data.loader.get_worker_info", lambda: worker)
     with pytest.raises(ConfigError, match="workers cannot fill tensors on meta"):
         iter(WindowLoader(store, 6, 16, device="meta"))
 

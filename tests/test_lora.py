@@ -12,7 +12,7 @@ from torch import nn
 import gptrs
 from gptrs.config import Pos
 from gptrs.errors import CheckpointError, ConfigError
-from gptrs.lora import (
+from gptrs.model.lora import (
     LoRALinear,
     add_lora,
     base_fingerprint,

@@ -1,4 +1,4 @@
-"""`gptrs.loss` against torch's own cross-entropy."""
+"""`gptrs.model.loss` against torch's own cross-entropy."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptrs import loss as loss_module
-from gptrs import loss_by_rows as rows_module
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, TokenIdError
-from gptrs.loss import _by_torch, linear_cross_entropy, next_token_loss
-from gptrs.model import GPTModel
+from gptrs.model import loss as loss_module
+from gptrs.model import loss_by_rows as rows_module
+from gptrs.model.gpt import GPTModel
+from gptrs.model.loss import _by_torch, linear_cross_entropy, next_token_loss
 
 
 @pytest.fixture(params=["columns", "rows"], autouse=True)

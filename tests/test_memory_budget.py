@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from gptrs.config import PRESETS, GPTConfig, Pos, get_config
+from gptrs.costs.memory_budget import format_memory, generating_memory, training_memory
+from gptrs.costs.params import count_parameters, parameter_budget
 from gptrs.errors import ConfigError
-from gptrs.loss import next_token_loss
-from gptrs.memory_budget import format_memory, generating_memory, training_memory
-from gptrs.model import GPTModel
-from gptrs.params import count_parameters, parameter_budget
+from gptrs.model.gpt import GPTModel
+from gptrs.model.loss import next_token_loss
 
 KINDS = get_args(Pos)
 EVERY_SIZE_AND_KIND = [*((name, "learned") for name in PRESETS), *(("gpt3-175b", k) for k in KINDS)]

@@ -204,7 +204,7 @@ KILLER = textwrap.dedent("""
     import json, os, random, shutil, signal, sys, time
 
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # No thread but this one is there when it forks.
-    import gptrs, gptrs.building, gptrs.store
+    import gptrs, gptrs.store.building, gptrs.store.token_store
 
     parts, out, kills = json.loads(sys.argv[1])
     draw = random.Random(0)

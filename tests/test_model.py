@@ -15,7 +15,7 @@ from torch import nn
 
 from gptrs.config import GPT_CONFIG_124M, GPTConfig
 from gptrs.errors import ConfigError, DataError, TokenIdError
-from gptrs.model import GPTModel, GPTOutput
+from gptrs.model.gpt import GPTModel, GPTOutput
 
 SMALL = {
     "vocab_size": 61,

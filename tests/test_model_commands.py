@@ -9,10 +9,10 @@ import torch
 import gptrs
 from gptrs import cli
 from gptrs.config import PRESETS, GPTConfig, get_config
-from gptrs.flops import format_flops
-from gptrs.memory_budget import format_memory
-from gptrs.model import GPTModel
-from gptrs.params import format_budget
+from gptrs.costs.flops import format_flops
+from gptrs.costs.memory_budget import format_memory
+from gptrs.costs.params import format_budget
+from gptrs.model.gpt import GPTModel
 
 CONFIG = GPTConfig(context_length=8, emb_dim=8, n_heads=2, n_layers=1)
 
@@ -128,8 +128,8 @@ def test_explain_shows_the_whole_way_through_a_checkpoint(run, checkpoint, monke
 
 def test_explain_says_that_a_presets_weights_are_random_and_draws_them_by_seed(run, monkeypatch):
     small = GPTConfig(context_length=8, emb_dim=8, n_heads=2, n_layers=1)
-    monkeypatch.setattr("gptrs.model_commands.PRESETS", {"small": small})
-    monkeypatch.setattr("gptrs.model_commands.get_config", lambda name: small)
+    monkeypatch.setattr("gptrs.commands.model.PRESETS", {"small": small})
+    monkeypatch.setattr("gptrs.commands.model.get_config", lambda name: small)
     state = torch.random.get_rng_state()
     texts = [run("explain", "Hi", "--model", "small", "--seed", seed)[1] for seed in (1, 1, 2)]
     assert "random weights from seed 1: it has learned nothing" in texts[0]

@@ -20,12 +20,12 @@ from gptrs import (
     add_lora,
     generate,
     generate_text_simple,
-    native_engine,
 )
-from gptrs.engines import make_engine
+from gptrs.engines import native_engine
+from gptrs.engines.choice import make_engine
+from gptrs.engines.native_engine import NativeEngine, why_not_native
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
-from gptrs.layers import MultiHeadAttention
-from gptrs.native_engine import NativeEngine, why_not_native
+from gptrs.model.layers import MultiHeadAttention
 
 SEEDS = range(24)
 KINDS = ("learned", "sinusoidal", "rope", "alibi", "none")
@@ -227,7 +227,7 @@ def test_the_books_functions_take_it_and_give_the_books_tokens(seed, monkeypatch
             wanted = torch.cat((wanted, logits.argmax(-1, keepdim=True)), dim=1)
     made = []
     monkeypatch.setattr(
-        "gptrs.generation.make_engine",
+        "gptrs.generation.book.make_engine",
         lambda *args, **options: made.append(make_engine(*args, **options)) or made[-1],
     )
     assert torch.equal(generate_text_simple(model, ids, window, window), wanted)

@@ -1,4 +1,4 @@
-"""`gptrs.optimization`: groups, decay, Muon, master weights, the learning rate of each step."""
+"""What follows the gradients: groups, decay, Muon, master weights, each step's learning rate."""
 
 import itertools
 from typing import get_args
@@ -8,10 +8,10 @@ import torch
 
 from gptrs.config import GPTConfig, Pos
 from gptrs.errors import CheckpointError
-from gptrs.lora import add_lora
-from gptrs.model import GPTModel
-from gptrs.optimization import MasterWeights, Optimizers, clip, learning_rate_at
-from gptrs.training_config import TrainingConfig
+from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import add_lora
+from gptrs.training.config import TrainingConfig
+from gptrs.training.optimization import MasterWeights, Optimizers, clip, learning_rate_at
 
 
 def small(**changes):

@@ -35,8 +35,8 @@ def test_importing_gptrs_loads_neither_torch_nor_numpy():
     [
         "import gptrs.config",
         "import gptrs.errors",
-        "import gptrs.params",
-        "import gptrs.text",
+        "import gptrs.costs.params",
+        "import gptrs.text.reading",
         "import gptrs\ngptrs.get_tokenizer('gpt2').encode('Hello')",
         "import gptrs\ngptrs.StreamDecoder(gptrs.get_tokenizer('gpt2')).push(15496)",
     ],

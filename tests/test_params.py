@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptrs.config import PRESETS, GPTConfig, Pos, get_config
-from gptrs.model import GPTModel
-from gptrs.params import count_parameters, format_budget, parameter_budget
+from gptrs.costs.params import count_parameters, format_budget, parameter_budget
+from gptrs.model.gpt import GPTModel
 
 
 def meta_model(cfg):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gptrs
+from gptrs.embeddings.passages import Passage, read_passages, split_passages
 from gptrs.errors import ConfigError, SourceError
-from gptrs.passages import Passage, read_passages, split_passages
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 SEEDS = range(20)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from gptrs import plots
 from gptrs.config import PRESETS
+from gptrs.costs.params import count_parameters, parameter_budget
 from gptrs.errors import ConfigError, DataError, MissingExtraError
-from gptrs.params import count_parameters, parameter_budget
 from gptrs.plots import fonts
 from gptrs.plots.budget import in_short, parts_of
 from gptrs.plots.labels import fitting, token_label

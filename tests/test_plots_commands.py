@@ -11,10 +11,10 @@ import torch
 import gptrs
 from gptrs import cli
 from gptrs.config import GPTConfig
+from gptrs.embeddings.word_vectors import WordVectors
 from gptrs.errors import SourceError
-from gptrs.model import GPTModel
-from gptrs.run_metrics import read_confusion, read_losses
-from gptrs.word_vectors import WordVectors
+from gptrs.model.gpt import GPTModel
+from gptrs.training.reports.metrics import read_confusion, read_losses
 
 KINDS = [
     "attention", "confusion", "embeddings", "inputs", "lens", "loss", "parameters", "positions",

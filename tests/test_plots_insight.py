@@ -17,11 +17,11 @@ from transformers import (
 )
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from gptrs import insight
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, DataError, GenerationError
-from gptrs.model import GPTModel
-from gptrs.sampling_config import SamplingConfig
+from gptrs.explain import insight
+from gptrs.model.gpt import GPTModel
+from gptrs.sampling.config import SamplingConfig
 
 CHARACTERS = "abcdefghij klmnopq,.rstuvwxyz\n"
 

@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 
-from gptrs import Generator, GPTModel, generate_text_simple, runs
+from gptrs import Generator, GPTModel, generate_text_simple
 from gptrs.errors import ConfigError
-from gptrs.model_facts import NO_END
+from gptrs.generation import runs
+from gptrs.model.facts import NO_END
 
 VOCAB, CONTEXT = 53, 12
 ENDLESS = ["sinusoidal", "rope", "alibi", "t5", "transformer_xl", "none"]

@@ -13,7 +13,7 @@ from transformers.models.xlm.modeling_xlm import create_sinusoidal_embeddings
 
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, DataError
-from gptrs.model import GPTModel
+from gptrs.model.gpt import GPTModel
 
 CONTEXT = 16
 SHAPE = {

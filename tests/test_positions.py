@@ -21,8 +21,8 @@ from transformers.models.llama.modeling_llama import (
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.xlm.modeling_xlm import create_sinusoidal_embeddings
 
-from gptrs.layers import Attend, MultiHeadAttention, masked
-from gptrs.positions import (
+from gptrs.model.layers import Attend, MultiHeadAttention, masked
+from gptrs.model.positions import (
     AlibiBias,
     RelativeKey,
     SinusoidalEmbedding,

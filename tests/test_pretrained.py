@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import gptrs
 from gptrs.config import GPTConfig, Pos
 from gptrs.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError
-from gptrs.model import GPTModel
-from gptrs.tokenizer import get_tokenizer
+from gptrs.model.gpt import GPTModel
+from gptrs.text.tokenizer import get_tokenizer
 
 SIZES = {"124m": (768, 12), "355m": (1024, 16), "774m": (1280, 20), "1558m": (1600, 25)}
 SHAPE = {
@@ -599,7 +599,7 @@ def test_a_failed_save_leaves_the_old_model_or_none(tmp_path, monkeypatch, step)
         return fail() if len(renamed) == 2 else rename(path, target)
 
     if step == "writing":
-        monkeypatch.setattr("gptrs.export.save_file", fail)
+        monkeypatch.setattr("gptrs.weights.export.save_file", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail_at_the_second)
     with pytest.raises(CheckpointError, match="the disk is full"):
@@ -713,7 +713,7 @@ MEASURE = textwrap.dedent("""
     import os, sys
     from pathlib import Path
     import torch
-    import gptrs.pretrained
+    import gptrs.weights.pretrained
 
     def memory(field):
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import gptrs
-from gptrs.text import help_topics
+from gptrs.text.reading import help_topics
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 (

@@ -7,9 +7,9 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from gptrs.commands.runs import runs
 from gptrs.errors import SourceError
-from gptrs.run_commands import runs
-from gptrs.run_metrics import read_run
+from gptrs.training.reports.metrics import read_run
 
 
 def write(folder, *, losses, end="finished", config=None, speed=100.0, bits=None):

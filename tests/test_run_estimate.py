@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.config import GPTConfig, get_config
+from gptrs.costs.params import count_parameters
 from gptrs.devices import Precision
 from gptrs.errors import ConfigError
-from gptrs.model import GPTModel
-from gptrs.optimization import MasterWeights, Optimizers
-from gptrs.params import count_parameters
-from gptrs.run_estimate import estimate, format_estimate, memory_parts
-from gptrs.run_model_choice import (
+from gptrs.model.gpt import GPTModel
+from gptrs.training.config import TrainingConfig
+from gptrs.training.estimate import estimate, format_estimate, memory_parts
+from gptrs.training.model_choice import (
     SHAPES,
     block_weights,
     choose_model,
@@ -20,9 +20,9 @@ from gptrs.run_model_choice import (
     choose_vocab_size,
     tokens_that_count,
 )
-from gptrs.run_speed import training_flops
-from gptrs.run_trial import measured_flops_per_s
-from gptrs.training_config import TrainingConfig
+from gptrs.training.optimization import MasterWeights, Optimizers
+from gptrs.training.reports.speed import training_flops
+from gptrs.training.trial import measured_flops_per_s
 
 TINY = GPTConfig(vocab_size=96, context_length=16, emb_dim=32, n_heads=2, n_layers=2, drop_rate=0.0)
 CPU = torch.device("cpu")
@@ -195,7 +195,7 @@ def test_the_vocabulary_grows_with_the_text_up_to_gpt2s():
 
 def test_the_speed_that_is_measured_is_what_the_choice_is_made_with(monkeypatch):
     speeds = iter([1e13, 1e9])
-    monkeypatch.setattr("gptrs.run_trial.measured_flops_per_s", lambda *args: next(speeds))
+    monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", lambda *args: next(speeds))
     cfg, reason = choose_model_here(10**8, 512, settings(minutes=1.0))
     assert (cfg, reason) == choose_model(10**8, 512, 1.0, 1e9)
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptrs import run_progress
 from gptrs.config import GPTConfig
-from gptrs.run_log import MetricsLog
-from gptrs.run_metrics import read_run
-from gptrs.run_reports import RunReports
-from gptrs.run_speed import training_flops
-from gptrs.training_callbacks import Evaluation, Sample, StepRecord
+from gptrs.training.callbacks import Evaluation, Sample, StepRecord
+from gptrs.training.reports import progress as run_progress
+from gptrs.training.reports.log import MetricsLog
+from gptrs.training.reports.metrics import read_run
+from gptrs.training.reports.reports import RunReports
+from gptrs.training.reports.speed import training_flops
 
 CONFIG = GPTConfig(vocab_size=50, context_length=8, emb_dim=8, n_heads=2, n_layers=1)
 START = {"config": {"steps": 4}, "model": CONFIG.to_dict(), "device": "cpu", "dtype": "float32"}

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptrs import run_reports
 from gptrs.errors import MissingExtraError, SourceError
-from gptrs.run_charts import Series, line_chart, thinned, ticks
-from gptrs.run_metrics import read_run
-from gptrs.run_page import report_page
-from gptrs.run_reports import write_report
-from gptrs.run_samples import sample_section, samples_page
+from gptrs.training.reports import reports as run_reports
+from gptrs.training.reports.charts import Series, line_chart, thinned, ticks
+from gptrs.training.reports.metrics import read_run
+from gptrs.training.reports.page import report_page
+from gptrs.training.reports.reports import write_report
+from gptrs.training.reports.samples import sample_section, samples_page
 
 EVIL = (
     "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp; {{body}} \ud800"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gptrs.run_peaks import gpu_peak, measured_peak, peak, utilisation
+from gptrs.training.reports.peaks import gpu_peak, measured_peak, peak, utilisation
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import torch
 
 import gptrs
 from gptrs.config import GPTConfig
-from gptrs.model import GPTModel
-from gptrs.run_metrics import read_run
-from gptrs.run_reports import RunReports
-from gptrs.trainer import train
-from gptrs.training_callbacks import Callback
-from gptrs.training_config import TrainingConfig
+from gptrs.model.gpt import GPTModel
+from gptrs.training.callbacks import Callback
+from gptrs.training.config import TrainingConfig
+from gptrs.training.reports.metrics import read_run
+from gptrs.training.reports.reports import RunReports
+from gptrs.training.trainer import train
 
 CONFIG = GPTConfig(
     vocab_size=257, context_length=8, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0

@@ -8,8 +8,8 @@ import pytest
 
 from gptrs.config import GPTConfig
 from gptrs.errors import MissingExtraError
-from gptrs.run_tensorboard import TensorBoard
-from gptrs.training_callbacks import Evaluation, Sample, StepRecord
+from gptrs.training.callbacks import Evaluation, Sample, StepRecord
+from gptrs.training.reports.tensorboard_log import TensorBoard
 
 CONFIG = GPTConfig(vocab_size=50, context_length=8, emb_dim=8, n_heads=2, n_layers=1)
 

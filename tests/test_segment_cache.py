@@ -10,9 +10,9 @@ import torch
 
 from gptrs import GPTModel
 from gptrs.errors import ConfigError, GenerationError
-from gptrs.layers import Attend, MultiHeadAttention
-from gptrs.positions import TransformerXLKey
-from gptrs.segment_cache import SegmentCache
+from gptrs.model.layers import Attend, MultiHeadAttention
+from gptrs.model.positions import TransformerXLKey
+from gptrs.model.segment_cache import SegmentCache
 
 VOCAB = 41
 SEEDS = range(20)

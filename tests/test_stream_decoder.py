@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gptrs
-from gptrs import StreamDecoder, stream_decoder, tokenizer
+from gptrs import StreamDecoder
 from gptrs.errors import TokenIdError
+from gptrs.text import stream_decoder, tokenizer
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 TOKENIZERS = [TOKENIZER, TOKENIZER.as_tiktoken()]

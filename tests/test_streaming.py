@@ -12,7 +12,7 @@ import torch
 import gptrs
 from gptrs import Generator
 from gptrs.errors import QueueFullError
-from gptrs.text_stream import BytesStream, DecodedStream
+from gptrs.text.stream import BytesStream, DecodedStream
 
 TOKENIZER = gptrs.get_tokenizer("gpt2")
 PROMPTS = ["Hello", "The cat sat on the mat and", "a", "one two three " * 9]

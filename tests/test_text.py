@@ -1,4 +1,4 @@
-"""`gptrs.text`: files in, strict UTF-8 out."""
+"""`gptrs.text.reading`: files in, strict UTF-8 out."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.errors import SourceError
-from gptrs.text import decode_utf8, find_text_files, help_topics, read_text
+from gptrs.text.reading import decode_utf8, find_text_files, help_topics, read_text
 
 
 def test_a_file_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):

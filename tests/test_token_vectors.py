@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import gptrs
+from gptrs.embeddings.token_vectors import ProjectedEmbedding, fold_projection, load_token_vectors
+from gptrs.embeddings.word2vec import token_names
+from gptrs.embeddings.word_vectors import WordVectors
 from gptrs.errors import ConfigError, DataError, SourceError
-from gptrs.token_vectors import ProjectedEmbedding, fold_projection, load_token_vectors
-from gptrs.word2vec import token_names
-from gptrs.word_vectors import WordVectors
 
 SEEDS = range(20)
 GPT2 = gptrs.get_tokenizer("gpt2")

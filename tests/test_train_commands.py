@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import gptrs
-from gptrs.checkpoint import load_metadata
-from gptrs.training_callbacks import Callback
-from gptrs.training_checkpoint import checkpoints, step_of
+from gptrs.training.callbacks import Callback
+from gptrs.training.checkpoint import checkpoints, step_of
+from gptrs.weights.checkpoint import load_metadata
 
 SHAPE = ["--context-length", "8", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
 QUICK = ["--steps", "3", "--device", "cpu", "--dtype", "float32", "--set", "num_evaluations=1"]

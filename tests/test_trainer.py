@@ -14,17 +14,20 @@ import torch
 from torch.nn import functional as F
 
 import gptrs
-from gptrs import corpus, training_precision, training_progress, training_step
-from gptrs.checkpoint import load_checkpoint, load_metadata
 from gptrs.config import GPTConfig
 from gptrs.devices import choose_device, choose_precision
 from gptrs.errors import CheckpointError, ConfigError, DataError, TokenIdError, TrainingError
 from gptrs.interrupts import stop_on_signals
-from gptrs.model import GPTModel
-from gptrs.tokenizer import get_tokenizer
-from gptrs.trainer import train
-from gptrs.training_callbacks import Callback
-from gptrs.training_config import TrainingConfig
+from gptrs.model.gpt import GPTModel
+from gptrs.text import corpus
+from gptrs.text.tokenizer import get_tokenizer
+from gptrs.training import precision as training_precision
+from gptrs.training import progress as training_progress
+from gptrs.training import step as training_step
+from gptrs.training.callbacks import Callback
+from gptrs.training.config import TrainingConfig
+from gptrs.training.trainer import train
+from gptrs.weights.checkpoint import load_checkpoint, load_metadata
 
 V, T = 32, 8
 
@@ -373,7 +376,7 @@ def test_a_step_is_the_books_loop_with_torchs_own_optimizer(tokens, tmp_path):
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
-    source = gptrs.training_data.WindowSource(tokens, T, 4 * T, seed=config.seed, stop=1800)
+    source = gptrs.training.data.WindowSource(tokens, T, 4 * T, seed=config.seed, stop=1800)
     losses = []
     for step in range(5):
         (batch,) = source.micro_batches(step)
@@ -430,7 +433,7 @@ class Ragged:
         for row, count in enumerate((8, 1, 0, 3)):
             targets[row, count:] = -100
         rows = torch.arange(4).tensor_split(self.parts)
-        yield from (gptrs.training_data.Batch(ids[part, :-1], targets[part]) for part in rows)
+        yield from (gptrs.training.data.Batch(ids[part, :-1], targets[part]) for part in rows)
 
     def describe(self):
         return {"kind": "ragged"}

@@ -1,4 +1,4 @@
-"""`gptrs.training` against the book's own package."""
+"""`gptrs.training.book` against the book's own package."""
 
 import math
 from typing import get_args
@@ -12,8 +12,8 @@ mpl.use("agg")
 from llms_from_scratch import ch02, ch04, ch05
 
 import gptrs
-from gptrs import training
 from gptrs.config import Pos
+from gptrs.training import book as training
 
 TINY = {
     "vocab_size": 50257,

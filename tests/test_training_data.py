@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import gptrs
 from gptrs.errors import ConfigError, DataError
-from gptrs.training_data import Batch, PrefetchedSteps, WindowSource
-from gptrs.training_order import WindowOrder, permuted
+from gptrs.training.data import Batch, PrefetchedSteps, WindowSource
+from gptrs.training.order import WindowOrder, permuted
 
 sizes = st.integers(1, 2000)
 

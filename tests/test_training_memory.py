@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from gptrs.training_memory import freed_memory_kept, has_glibc
+from gptrs.training.memory import freed_memory_kept, has_glibc
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(not has_glibc(), reason="another C library")

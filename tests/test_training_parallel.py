@@ -22,17 +22,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gptrs import trainer, training_step
-from gptrs.checkpoint import load_checkpoint
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, TrainingError
-from gptrs.lora import add_lora
-from gptrs.loss import IGNORE_INDEX
-from gptrs.model import GPTModel
-from gptrs.training_checkpoint import checkpoints, step_of
-from gptrs.training_config import TrainingConfig
-from gptrs.training_data import Batch
-from gptrs.training_world import joined
+from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import add_lora
+from gptrs.model.loss import IGNORE_INDEX
+from gptrs.training import step as training_step
+from gptrs.training import trainer
+from gptrs.training.checkpoint import checkpoints, step_of
+from gptrs.training.config import TrainingConfig
+from gptrs.training.data import Batch
+from gptrs.training.world import joined
+from gptrs.weights.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(
     not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
@@ -142,7 +143,7 @@ def learn_until_told(run_dir, changes, rank, step, number):
             signal.raise_signal(number)
         return real(*arguments)
 
-    module = sys.modules["gptrs.training_run"]
+    module = sys.modules["gptrs.training.run"]
     module.measure = measure
     try:
         return learn(run_dir, changes)
@@ -175,7 +176,7 @@ def in_process(rank, size, port, results, calls):
 def together(size, calls):
     """What `size` processes return from the same calls: [process][call]."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptrs.trainer"])
+    context.set_forkserver_preload(["gptrs.training.trainer"])
     results = context.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from gptrs import training_precision
 from gptrs.config import GPTConfig, get_config
 from gptrs.devices import Precision
 from gptrs.errors import ConfigError
-from gptrs.training_precision import choose_micro_batch
-from gptrs.training_precision import training_precision as chosen
+from gptrs.training import precision as training_precision
+from gptrs.training.precision import choose_micro_batch
+from gptrs.training.precision import training_precision as chosen
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FLOAT32, BFLOAT16 = Precision(torch.float32, ""), Precision(torch.bfloat16, "")

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import gptrs
-from gptrs import training_checkpoint
-from gptrs.checkpoint import load_checkpoint, load_metadata
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
-from gptrs.lora import add_lora, lora_state_dict
-from gptrs.model import GPTModel
-from gptrs.trainer import train
-from gptrs.training_callbacks import Callback
-from gptrs.training_checkpoint import checkpoints, newest_run, step_of
-from gptrs.training_config import TrainingConfig
+from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import add_lora, lora_state_dict
+from gptrs.training import checkpoint as training_checkpoint
+from gptrs.training.callbacks import Callback
+from gptrs.training.checkpoint import checkpoints, newest_run, step_of
+from gptrs.training.config import TrainingConfig
+from gptrs.training.trainer import train
+from gptrs.weights.checkpoint import load_checkpoint, load_metadata
 
 V, T, STEPS = 32, 8, 24
 TOKENS = (np.arange(3000) * 7 % 29 + np.arange(3000) // 1000).astype(np.uint16)

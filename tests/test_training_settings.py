@@ -8,8 +8,8 @@ import pytest
 
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, SourceError
-from gptrs.training_config import TrainingConfig
-from gptrs.training_settings import describe_settings, parse_settings, read_settings
+from gptrs.training.config import TrainingConfig
+from gptrs.training.settings import describe_settings, parse_settings, read_settings
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_is_no_setting_is_answered_with_the_nearest_or_with_our_name(text, 
 
 
 def test_every_foreign_name_is_answered_with_a_key_there_is():
-    from gptrs.training_settings import _FOREIGN
+    from gptrs.training.settings import _FOREIGN
 
     known = {field.name for cls in (TrainingConfig, GPTConfig) for field in dataclasses.fields(cls)}
     for name, answer in _FOREIGN.items():

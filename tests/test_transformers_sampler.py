@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor
 
 from gptrs import Sampler, SamplingConfig
 from gptrs.errors import ConfigError, GenerationError
-from gptrs.transformers_sampling import transformers_sampler
+from gptrs.generation.transformers_sampler import transformers_sampler
 
 VOCAB_SIZE, PAD = 61, 60
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from gptrs import unfinished_index
 from gptrs.config import GPTConfig
-from gptrs.embeddings import Embedder
+from gptrs.embeddings import unfinished_index
+from gptrs.embeddings.embedder import Embedder
+from gptrs.embeddings.passages import Passage
+from gptrs.embeddings.vector_index import VectorIndex
+from gptrs.embeddings.vector_index_building import build_index
 from gptrs.errors import SourceError, StoreError
-from gptrs.model import GPTModel
-from gptrs.passages import Passage
-from gptrs.vector_index import VectorIndex
-from gptrs.vector_index_building import build_index
+from gptrs.model.gpt import GPTModel
 
 PASSAGES = [
     Passage(f"passage {number} \ud800 {'word ' * (number % 4)}", f"{number % 3}.txt", number + 1, 9)
@@ -71,7 +71,7 @@ KILLER = textwrap.dedent("""
     import torch
     torch.set_num_threads(1)
     from test_unfinished_index import PASSAGES, build_index, files_of, small_embedder
-    from gptrs import unfinished_index
+    from gptrs.embeddings import unfinished_index
     unfinished_index.SAVE_EVERY_S = 0
     embedder, out, left = small_embedder(), Path(sys.argv[2]), -1
 

@@ -9,13 +9,13 @@ import torch
 
 import gptrs
 from gptrs.config import GPTConfig
-from gptrs.embeddings import Embedder
+from gptrs.embeddings.embedder import Embedder
+from gptrs.embeddings.nearest import BLOCK_ROWS, Graph, exact_nearest, recall
+from gptrs.embeddings.passages import Passage
+from gptrs.embeddings.vector_index import VectorIndex
+from gptrs.embeddings.vector_index_building import build_index
 from gptrs.errors import ConfigError, DataError, MissingExtraError, SourceError, StoreError
-from gptrs.model import GPTModel
-from gptrs.nearest import BLOCK_ROWS, Graph, exact_nearest, recall
-from gptrs.passages import Passage
-from gptrs.vector_index import VectorIndex
-from gptrs.vector_index_building import build_index
+from gptrs.model.gpt import GPTModel
 
 PASSAGES = [
     Passage(
@@ -245,8 +245,8 @@ def test_without_usearch_large_indexes_are_searched_exactly(tmp_path, embedder, 
     def missing():
         raise MissingExtraError('pip install "gptrs[search]"')
 
-    monkeypatch.setattr("gptrs.nearest._usearch", missing)
-    monkeypatch.setattr("gptrs.vector_index_building.MOST_EXACT", 10)
+    monkeypatch.setattr("gptrs.embeddings.nearest._usearch", missing)
+    monkeypatch.setattr("gptrs.embeddings.vector_index_building.MOST_EXACT", 10)
     index = build_index(tmp_path / "index", PASSAGES, embedder)
     assert index.facts.recall is None
     assert index.search(embedder, PASSAGES[7].text)[0].passage == PASSAGES[7]
@@ -257,8 +257,8 @@ def test_without_usearch_large_indexes_are_searched_exactly(tmp_path, embedder, 
 
 def test_above_a_number_of_passages_there_is_a_graph(tmp_path, embedder, monkeypatch):
     pytest.importorskip("usearch")
-    monkeypatch.setattr("gptrs.vector_index_building.MOST_EXACT", len(PASSAGES) - 1)
+    monkeypatch.setattr("gptrs.embeddings.vector_index_building.MOST_EXACT", len(PASSAGES) - 1)
     assert build_index(tmp_path / "index", PASSAGES, embedder).facts.recall is not None
     shutil.rmtree(tmp_path / "index")
-    monkeypatch.setattr("gptrs.vector_index_building.MOST_EXACT", len(PASSAGES))
+    monkeypatch.setattr("gptrs.embeddings.vector_index_building.MOST_EXACT", len(PASSAGES))
     assert build_index(tmp_path / "index", PASSAGES, embedder).facts.recall is None

@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError
-from gptrs.model import GPTModel
-from gptrs.weights import load_weights_into_gpt
+from gptrs.model.gpt import GPTModel
+from gptrs.weights.book import load_weights_into_gpt
 
 CFG = {
     "vocab_size": 61,

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from gptrs import build_store, get_tokenizer
+from gptrs.commands.word2vec import word2vec
+from gptrs.embeddings.word2vec import token_names, train_word2vec
+from gptrs.embeddings.word_vectors import WordVectors
 from gptrs.errors import ConfigError, DataError, SourceError
-from gptrs.word2vec import token_names, train_word2vec
-from gptrs.word2vec_commands import word2vec
-from gptrs.word_vectors import WordVectors
 
 SEEDS = range(20)
 NUM_GROUPS, GROUP_SIZE = 8, 5

@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
+from gptrs.embeddings.word_vectors import WordVectors
 from gptrs.errors import ConfigError, DataError, SourceError, WordError
-from gptrs.word_vectors import WordVectors
 
 SEEDS = range(20)
 

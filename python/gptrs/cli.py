@@ -26,8 +26,17 @@ from typing import Any, TypeVar
 
 import click
 
-from gptrs.build_commands import build, merge
-from gptrs.embed_commands import embed, search
+from gptrs.commands.build import build, merge
+from gptrs.commands.embed import embed, search
+from gptrs.commands.finetune import classify, finetune_classifier
+from gptrs.commands.generate import generate
+from gptrs.commands.model import explain, params
+from gptrs.commands.plot import plot
+from gptrs.commands.runs import runs
+from gptrs.commands.store import convert, inspect, verify
+from gptrs.commands.tokens import tokenize, train_tokenizer
+from gptrs.commands.train import EXIT_CODES, runs_option, train, training_options
+from gptrs.commands.word2vec import word2vec
 from gptrs.errors import (
     ConfigError,
     DataError,
@@ -36,16 +45,7 @@ from gptrs.errors import (
     TokenIdError,
     TokenizerError,
 )
-from gptrs.finetune_commands import classify, finetune_classifier
-from gptrs.generate_commands import generate
-from gptrs.model_commands import explain, params
-from gptrs.plot_commands import plot
-from gptrs.run_commands import runs
-from gptrs.store_commands import convert, inspect, verify
-from gptrs.token_commands import tokenize, train_tokenizer
-from gptrs.train_commands import EXIT_CODES, runs_option, train, training_options
-from gptrs.training_config import TrainingConfig
-from gptrs.word2vec_commands import word2vec
+from gptrs.training.config import TrainingConfig
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 # What the caller can mend by asking for something else; any other error is a failure on the way.
@@ -126,7 +126,7 @@ def demo(runs_dir: Path, **settings: Any) -> int:
     It trains on Python's own help texts and writes samples before, during and after. A new numbered
     run gets the checkpoint, metrics.jsonl and loss.png. Then the checkpoint is loaded and writes.
     """
-    from gptrs.demo import run_demo
+    from gptrs.commands.demo import run_demo
 
     config = TrainingConfig(**{k: value for k, value in settings.items() if value is not None})
     result = run_demo(runs_dir, config)

@@ -89,7 +89,7 @@ class GPTConfig:
     init: Init = "book"
     """"book": PyTorch's defaults, with an N(0, 1) embedding; "gpt2": N(0, 0.02), see GPTModel."""
     pos: Pos = "learned"
-    """How tokens know their places; `gptrs.positions` has each kind's formula and source."""
+    """How tokens know their places; `gptrs.model.positions` has each kind's formula and source."""
     rel_max_distance: int | None = None
     """From here on distances count as equal. None: 128 for "t5", context_length for "relative_key"
     and "relative_key_query", no end for "transformer_xl". The other kinds have none."""

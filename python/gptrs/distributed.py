@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gptrs.building import build_store, merge_stores
 from gptrs.errors import ConfigError, MissingExtraError, StoreError
 from gptrs.files import write_whole
-from gptrs.inputs import find_inputs
-from gptrs.store import TokenStore
-from gptrs.tokenizer import own_tokenizer
+from gptrs.store.building import build_store, merge_stores
+from gptrs.store.inputs import find_inputs
+from gptrs.store.token_store import TokenStore
+from gptrs.text.tokenizer import own_tokenizer
 
 try:
     from datatrove.pipeline.base import PipelineStep

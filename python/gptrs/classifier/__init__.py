@@ -1,0 +1,1 @@
+"""A classifier on a GPT, with scikit-learn's manners."""

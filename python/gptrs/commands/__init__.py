@@ -1,0 +1,1 @@
+"""The command line, a module a subject. What its commands call stands below."""

@@ -1,0 +1,258 @@
+"""The command `gptrs train`: a new run, or one that goes on. --help works without importing torch.
+
+DATA, --model, --set ... ─► Plan ─► RUN/run.json
+                             └────────┬─► Job: inputs, model ─► gptrs.train
+--resume RUN ─► RUN/run.json ─► Plan ─┘
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+from gptrs.config import Pos
+from gptrs.errors import ConfigError, GptrsError
+from gptrs.launched import num_processes, num_restarts, one_voice
+from gptrs.training.config import TrainingConfig
+from gptrs.training.plan import Plan, read_plan, remove_plan, write_plan
+from gptrs.training.settings import Settings, describe_settings, parse_settings, read_settings
+
+if TYPE_CHECKING:
+    from gptrs.training.callbacks import Callback
+    from gptrs.training.trainer import TrainingResult
+
+EXIT_CODES = {"interrupted": 130, "terminated": 143}
+"""As a shell has them after SIGINT and SIGTERM."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def training_options(*names: str) -> Callable[[F], F]:
+    """An option for each named field of TrainingConfig, or for all common ones; None if not set."""
+    hints = get_type_hints(TrainingConfig)
+
+    def add(function: F) -> F:
+        for field in reversed(fields(TrainingConfig)):
+            if field.name in names if names else field.metadata["is_common"]:
+                default = "" if field.default is None else f"  [default: {field.default}]"
+                function = click.option(
+                    f"--{field.name.replace('_', '-')}",
+                    type=_click_type(hints[field.name]),
+                    help=f"{TrainingConfig.help(field.name)}{default}",
+                )(function)
+        return function
+
+    return add
+
+
+def _click_type(hint: Any) -> Any:
+    """What click parses a field with: a Literal by its choices, `int | None` as an int."""
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    return next((part for part in get_args(hint) if part is not type(None)), hint)
+
+
+def _model_options(function: F) -> F:
+    """Options for the model's fields that are changed most often; None if not set."""
+    told: list[tuple[str, Any, str]] = [
+        ("context_length", int, "Most tokens the model sees at once."),
+        ("emb_dim", int, "Width of the model, a multiple of --n-heads."),
+        ("n_heads", int, "Attention heads a layer."),
+        ("n_layers", int, "Layers, that is transformer blocks."),
+        ("drop_rate", float, "Dropout while training."),
+        ("pos", click.Choice(get_args(Pos)), "How tokens know their places."),
+        ("rel_max_distance", int, "From here on distances count as equal; for the kinds of --pos "
+         "that have such a limit."),
+    ]  # fmt: skip
+    for name, kind, text in reversed(told):
+        function = click.option(f"--{name.replace('_', '-')}", type=kind, help=text)(function)
+    return function
+
+
+runs_option = click.option(
+    "--runs",
+    "runs_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
+    show_default=True,
+    help="The folder for numbered runs.",
+)
+
+
+def _epilog() -> str:
+    keys = "\n".join(f"{name} = {default}: {text}" for name, default, text in describe_settings())
+    return f"\b\nKeys of --set and of the file, beside the model's own:\n{keys}"
+
+
+@click.command(epilog=_epilog())
+@click.argument("data", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--model", metavar="PRESET|CONFIG|auto",
+              help="A preset such as gpt2-124m, a JSON or TOML file with a config, or auto: a size "
+              "for the data and the minutes. By default a small one.")  # fmt: skip
+@click.option("--init", type=click.Path(path_type=Path),
+              help="Start from the weights in a run, a checkpoint, or a GPT-2's folder or "
+              "file.")  # fmt: skip
+@click.option("--tokenizer", "spec", help="gpt2, char (the text's characters), tiktoken:gpt2, or "
+              "the path of a tokenizer.json. By default the data's or the model's own, or "
+              "gpt2.")  # fmt: skip
+@click.option("--val", "validation", type=click.Path(path_type=Path),
+              help="What to validate on; by default the last part of DATA.")  # fmt: skip
+@click.option("--lora", type=click.IntRange(min=1), metavar="RANK",
+              help="With --init: freeze the model, and train adapters of this rank.")  # fmt: skip
+@click.option("--config", "file", type=click.Path(path_type=Path),
+              help="A TOML file with settings; the command line may have others.")  # fmt: skip
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
+              help="A setting, see below; may be repeated.")  # fmt: skip
+@_model_options
+@training_options()
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
+@runs_option
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN",
+              help="Go on with a run that was stopped, from its newest checkpoint.")  # fmt: skip
+@click.option("--tensorboard", is_flag=True, help="Write for TensorBoard, too.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
+def train(
+    data: tuple[Path, ...],
+    model: str | None,
+    init: Path | None,
+    spec: str | None,
+    validation: Path | None,
+    lora: int | None,
+    file: Path | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    runs_dir: Path,
+    resume: Path | None,
+    tensorboard: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    """Train a GPT on text or tokens, from nothing or from weights that have learned.
+
+    DATA are text files, or folders with .txt and .md files, each file a document in UTF-8; or one
+    token store; or one file of nanoGPT, llm.c or Megatron; or JSON with instructions. The run gets
+    metrics.jsonl, checkpoints to go on from, its best model, loss.png and report.html. Ctrl-C stops
+    early and keeps what was learned.
+    """
+    settings = _settings(file, assignments, options)
+    if resume is not None:
+        named = {"DATA": data, "--model": model, "--init": init, "--val": validation,
+                 "--tokenizer": spec, "--lora": lora, "--out": out}  # fmt: skip
+        if given := [name for name, value in named.items() if value]:
+            raise ConfigError(f"--resume goes on with what the run has: leave {given[0]} out")
+        if settings.model:
+            raise ConfigError(f"--resume keeps the model: leave {next(iter(settings.model))} out")
+        with one_voice():
+            return _go_on(resume, settings.training, tensorboard)
+    if not data:
+        raise click.UsageError("Missing argument 'DATA...'.")
+    plan = Plan(
+        data=[str(path.absolute()) for path in data],
+        validation=None if validation is None else str(validation.absolute()),
+        tokenizer=spec,
+        model=model,
+        model_changes=settings.model,
+        training=settings.training,
+        init=None if init is None else str(init.absolute()),
+        lora=lora,
+    )
+    plan.check()
+    if dry_run:
+        return _estimate(plan)
+    with one_voice():
+        return _begin(plan, out, runs_dir, tensorboard)
+
+
+def _settings(file: Path | None, assignments: Sequence[str], options: dict[str, Any]) -> Settings:
+    """The file's, then --set's, then the options'."""
+    training = {field.name for field in fields(TrainingConfig)}
+    given = {name: value for name, value in options.items() if value is not None}
+    found = Settings({}, {}) if file is None else read_settings(file)
+    found = found.updated(parse_settings(assignments))
+    return found.updated(
+        Settings(
+            {name: value for name, value in given.items() if name in training},
+            {name: value for name, value in given.items() if name not in training},
+        )
+    )
+
+
+def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> int:
+    from gptrs.commands.report import next_run_dir
+    from gptrs.training.job import prepare_job
+    from gptrs.training.trainer import check_folder, has_run
+    from gptrs.training.world import joined
+
+    if out is None and num_processes() > 1:
+        raise ConfigError("several processes train one run: name its folder with --out")
+    callbacks = _callbacks(tensorboard)
+    with joined(plan.config()) as world:
+        if out is not None:
+            if world.most(num_restarts()) and has_run(out):
+                return _go_on(out, {}, tensorboard)
+            check_folder(out, resume=False)
+        job = prepare_job(plan, world=world)
+        run_dir = out or next_run_dir(runs_dir, "train")
+        try:
+            if world.rank == 0:
+                write_plan(plan, job.inputs.tokenizer, run_dir)
+            result = job.train(run_dir, callbacks)
+        except GptrsError:
+            if world.rank == 0 and not has_run(run_dir):
+                remove_plan(run_dir)
+            raise
+    return _tell(result, run_dir)
+
+
+def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
+    from gptrs.training.job import prepare_job
+    from gptrs.training.trainer import check_folder
+    from gptrs.training.world import joined
+
+    check_folder(run_dir, resume=True)
+    plan = read_plan(run_dir).changed(changes)
+    callbacks = _callbacks(tensorboard)
+    with joined(plan.config()) as world:
+        job = prepare_job(plan, run_dir, world=world)
+        if world.rank == 0:
+            write_plan(plan, None, run_dir)  # Whoever goes on again has the changed settings too.
+        result = job.train(run_dir, callbacks, resume=True)
+    return _tell(result, run_dir)
+
+
+def _estimate(plan: Plan) -> int:
+    from gptrs.training.estimate import estimate, format_estimate
+    from gptrs.training.job import prepare_job
+
+    job = prepare_job(plan)
+    click.echo(format_estimate(estimate(job.model.cfg, job.config, job.num_tokens)))
+    return 0
+
+
+def _callbacks(tensorboard: bool) -> list[Callback]:
+    """What a run of the command line writes besides; a missing extra is told at once."""
+    from gptrs.training.reports.reports import RunReports
+
+    callbacks: list[Callback] = [RunReports()]
+    if tensorboard:
+        from gptrs.training.reports.tensorboard_log import TensorBoard
+
+        callbacks.append(TensorBoard())
+    return callbacks
+
+
+def _tell(result: TrainingResult, run_dir: Path) -> int:
+    from gptrs.commands.report import print_summary
+
+    if result.interrupted:
+        return EXIT_CODES[result.reason]
+    print_summary(result)
+    click.echo(
+        f'Let it write:\n  gptrs generate --model {shlex.quote(str(run_dir))} --prompt "..."'
+    )
+    return 0

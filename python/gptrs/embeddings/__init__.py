@@ -1,0 +1,1 @@
+"""Vectors for texts and tokens: made, searched, trained, read from files."""

@@ -1,0 +1,1 @@
+"""What answers the sampling loop with logits: PyTorch, transformers, or the native engine."""

@@ -1,0 +1,1 @@
+"""The GPT itself: the book's modules, the ways past them that compute the same, the loss."""

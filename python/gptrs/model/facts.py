@@ -1,0 +1,70 @@
+"""What a model is: the ids it knows, the tokens it sees, where and which its weights are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptrs.errors import ConfigError
+from gptrs.model.gpt import GPTModel
+from gptrs.model.segment_cache import check_most_tokens
+
+NO_END = 2**40
+"""The context length of a model with a memory: more tokens than anybody generates."""
+
+
+def context_length_of(model: Any, asked: int | None) -> int:
+    """Most tokens that a model sees: its own number, or as `asked`; NO_END where it has a memory.
+
+    A GPTModel whose positions have no end may be asked for more than its own number, others for
+    less only. What is too much for a model of transformers is cut to its own number.
+
+    Raises:
+        ConfigError: it does not say, or fewer than 1 were asked for, or more than a GPTModel takes.
+    """
+    if isinstance(model, GPTModel):
+        if asked is None:
+            return NO_END if model.cfg.memory_length else model.cfg.context_length
+        check_most_tokens(model.cfg, "context_length", asked)
+        return asked
+    own = _of_config(model, "max_position_embeddings")
+    if asked is not None and asked < 1:
+        raise ConfigError(f"context_length is at least 1, found {asked}")
+    if own is None and asked is None:
+        raise ConfigError(
+            f"context_length is needed for a {type(model).__name__}: it does not say how many "
+            "tokens it sees"
+        )
+    return min(known for known in (own, asked) if known is not None)
+
+
+def vocab_size_of(model: Any) -> int | None:
+    """How many ids a model gives logits for; None if it does not say."""
+    if isinstance(model, GPTModel):
+        return model.cfg.vocab_size
+    return _of_config(model, "vocab_size")
+
+
+def device_of(model: object) -> torch.device:
+    """Where a model's parameters are; the CPU if it has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def weights_version(model: object) -> object:
+    """Compares unequal after a weight was changed in place, replaced or moved."""
+    if not isinstance(model, nn.Module):
+        return None
+    return [
+        (id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in model.parameters()
+    ]
+
+
+def _of_config(model: Any, name: str) -> int | None:
+    """A number of transformers' configuration; the text model's, where there are several."""
+    config = getattr(model, "config", None)
+    get_text_config = getattr(config, "get_text_config", None)
+    value = getattr(get_text_config() if get_text_config else config, name, None)
+    return value if isinstance(value, int) else None

@@ -1,0 +1,1 @@
+"""Text and tokens: reading, encoding, decoding. Nothing here needs torch."""

@@ -1,0 +1,254 @@
+"""What `gptrs train` is given, as what `gptrs.train` takes: data, tokenizer, model.
+
+text files, folders     ─► tokenizer ─► an array of ids
+a store, or both parts of one (`train`, `val`); nanoGPT's, llm.c's, Megatron's .bin ─► a store
+JSON with instructions  ─► entries
+
+preset, config, "auto"  ─► a new model         --init PATH ─► one that has learned already
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptrs.config import PRESETS, GPTConfig, get_config
+from gptrs.errors import ConfigError, SourceError, StoreError
+from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import add_lora
+from gptrs.store.token_store import TokenStore
+from gptrs.text import corpus
+from gptrs.text.reading import find_text_files
+from gptrs.text.tokenizer import Tokenizer, get_tokenizer, own_tokenizer
+from gptrs.text.tokenizer_training import train_tokenizer
+from gptrs.training.config import SMALL_GPT, TrainingConfig
+from gptrs.training.data import Tokens
+from gptrs.training.instructions.template import (
+    Entry,
+    format_prompt,
+    holds_instructions,
+    read_instructions,
+)
+from gptrs.weights.pretrained import config_of_pretrained, tokenizer_beside
+
+CHAR = "char"
+"""As a tokenizer: the text's characters, sorted."""
+AUTO = "auto"
+_BIN_SUFFIXES = (".bin", ".idx")
+_JSON_SUFFIXES = (".json", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenInputs:
+    """Tokens to train on."""
+
+    data: Tokens | TokenStore
+    validation: Tokens | TokenStore | None
+    """None: a part of `data` is to be held out."""
+    tokenizer: Any
+    """None: a store's own is not here."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        if isinstance(self.data, TokenStore):
+            return self.data.n_vocab
+        return int(self.tokenizer.n_vocab)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are, held-out ones included."""
+        return len(self.data)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instructions:
+    """Instructions to learn to follow."""
+
+    entries: list[Entry]
+    validation: list[Entry] | None
+    """None: some of `entries` are to be held out."""
+    tokenizer: Any
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids the tokenizer has."""
+        return int(self.tokenizer.n_vocab)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens prompts and responses have."""
+        texts = [f"{format_prompt(entry)}{entry['output']}" for entry in self.entries]
+        return sum(len(self.tokenizer.encode_ordinary(text)) for text in texts)
+
+
+def read_inputs(
+    data: Sequence[Path],
+    validation: Path | None,
+    spec: str | Tokenizer | None,
+    beside: Any = None,
+) -> TokenInputs | Instructions:
+    """Opens or reads the data, and finds the tokenizer that goes with it.
+
+    Args:
+        spec: `--tokenizer`, or a tokenizer; None: a store's own, or `beside`, or GPT-2's.
+        beside: the tokenizer of the model that is trained on.
+    Raises:
+        SourceError: a file is missing, unreadable or not UTF-8.
+        StoreError, TokenizerError, DataError: a store, tokenizer or JSON file is not good.
+        ConfigError: these inputs do not go together.
+    """
+    paths = list(data)
+    if any(_is_store(path) for path in paths):
+        return _read_stores(paths, validation, spec)
+    if all(path.suffix in _JSON_SUFFIXES and holds_instructions(path) for path in paths):
+        entries = [entry for path in paths for entry in read_instructions(path)]
+        held_out = None if validation is None else read_instructions(validation)
+        return Instructions(
+            entries=entries, validation=held_out, tokenizer=_tokenizer(spec, beside, [])
+        )
+    files = find_text_files(paths)
+    others = [] if validation is None else find_text_files([validation])
+    tokenizer = _tokenizer(spec, beside, [*files, *others])
+    return TokenInputs(
+        data=corpus.tokenize_files(files, tokenizer),
+        validation=corpus.tokenize_files(others, tokenizer) if others else None,
+        tokenizer=tokenizer,
+    )
+
+
+def _read_stores(
+    paths: list[Path], validation: Path | None, spec: str | Tokenizer | None
+) -> TokenInputs:
+    if len(paths) > 1:
+        raise ConfigError(
+            f"a store is trained on alone, found {len(paths)} inputs; `gptrs merge` joins stores"
+        )
+    if spec == CHAR:
+        raise ConfigError("the tokens of a store are ready: --tokenizer char is for text")
+    (path,) = paths
+    if (path / "train" / "manifest.json").is_file():
+        validation = validation or path / "val"
+        path = path / "train"
+    store = _opened(path, spec)
+    tokenizer = _tokenizer_of(store)
+    if validation is None or _is_store(validation):
+        held_out = None if validation is None else _opened(validation, spec)
+        if held_out is not None and held_out.manifest["tokenizer"] != store.manifest["tokenizer"]:
+            names = [each.manifest["tokenizer"]["name"] for each in (store, held_out)]
+            raise ConfigError(
+                f"{path} and {validation} have other tokenizers: {' and '.join(names)}"
+            )
+        return TokenInputs(data=store, validation=held_out, tokenizer=tokenizer)
+    files = find_text_files([validation])
+    tokens = corpus.tokenize_files(files, store.tokenizer)
+    return TokenInputs(data=store, validation=tokens, tokenizer=tokenizer)
+
+
+def _opened(path: Path, spec: str | Tokenizer | None) -> TokenStore:
+    """A store of ours knows its tokenizer; another program's is told."""
+    is_ours = (path / "manifest.json").is_file()
+    return TokenStore.open(path, None if is_ours else spec)
+
+
+def _tokenizer_of(store: TokenStore) -> Any:
+    try:
+        return store.tokenizer
+    except StoreError:
+        return None
+
+
+def _is_store(path: Path) -> bool:
+    files = (path / "manifest.json", path / "train" / "manifest.json")
+    return path.suffix in _BIN_SUFFIXES or any(file.is_file() for file in files)
+
+
+def _tokenizer(spec: str | Tokenizer | None, beside: Any, files: Sequence[Path]) -> Any:
+    if spec == CHAR:
+        if not files:
+            raise ConfigError("--tokenizer char is for text")
+        return train_tokenizer(files, None, kind="char")
+    if spec is None:
+        return get_tokenizer("gpt2") if beside is None else beside
+    return own_tokenizer(spec)
+
+
+def model_config(
+    spec: str | None,
+    changes: Mapping[str, Any],
+    inputs: TokenInputs | Instructions,
+    config: TrainingConfig,
+) -> tuple[GPTConfig, str | None]:
+    """The config of a new model, and how it was chosen if nobody named it.
+
+    Args:
+        spec: a preset's name, a JSON or TOML file with a config, "auto", or None: `SMALL_GPT`.
+        changes: fields that are set one by one.
+    Raises:
+        ConfigError: there is no such preset, or the fields do not fit together.
+        SourceError: the file cannot be read.
+    """
+    reason = None
+    if spec == AUTO:
+        from gptrs.training.model_choice import choose_model_here
+
+        cfg, reason = choose_model_here(inputs.num_tokens, inputs.vocab_size, config)
+    elif spec is None:
+        cfg = SMALL_GPT
+    else:
+        cfg = named_config(spec)
+    # A vocabulary may be larger than the tokenizer's, for speed; a smaller one has no room.
+    vocab_size = changes.get("vocab_size", inputs.vocab_size)
+    return GPTConfig.of(cfg.to_dict() | {"vocab_size": vocab_size} | dict(changes)), reason
+
+
+def named_config(spec: str) -> GPTConfig:
+    """A preset's config, or that in a JSON or TOML file."""
+    path = Path(spec)
+    if spec in PRESETS or path.suffix not in (".json", ".toml"):
+        return get_config(spec)
+    try:
+        text = path.read_text("utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SourceError(f"{path}: not {path.suffix[1:].upper()}: {error}") from error
+    inner = content.get("model", content) if isinstance(content, Mapping) else content
+    try:
+        return GPTConfig.of(inner)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def new_model(cfg: GPTConfig, seed: int) -> GPTModel:
+    """A model that has learned nothing; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTModel(cfg)
+
+
+def pretrained_model(path: Path, changes: Mapping[str, Any]) -> tuple[GPTModel, Any]:
+    """A model that has learned, in float32, and the tokenizer beside it, if there is one.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ConfigError: the changes do not fit its weights.
+    """
+    cfg = replace(config_of_pretrained(path), **changes)
+    model = GPTModel.from_pretrained(path, cfg=cfg, dtype=torch.float32)
+    return model, tokenizer_beside(path)
+
+
+def with_adapters(model: GPTModel, rank: int, seed: int) -> GPTModel:
+    """The model, frozen, with LoRA layers that learn: alpha is twice the rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        add_lora(model, rank, 2 * rank)
+    return model

@@ -1,0 +1,221 @@
+"""What a run consists of, settled before the first step: all that can be wrong is refused here.
+
+    model, data, config ─► device, dtype, micro-batch ─► batches, what is held out ─► Parts
+
+What is chosen by looking or measuring has its reason with it, and a resumed run keeps the choice.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptrs.config import GPTConfig
+from gptrs.devices import Precision, choose_device
+from gptrs.errors import ConfigError
+from gptrs.model.gpt import GPTModel
+from gptrs.store.token_store import TokenStore
+from gptrs.text.tokenizer import own_tokenizer
+from gptrs.training.config import TrainingConfig
+from gptrs.training.data import BatchSource, Tokens, WindowSource, windows_per_step
+from gptrs.training.precision import MicroBatch, choose_micro_batch, training_precision
+from gptrs.training.step import World
+from gptrs.training.validation import HeldOut, Validation, given, held_out, split_data
+
+Data = Tokens | TokenStore | BatchSource
+"""What `train` can train on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What a run consists of."""
+
+    device: torch.device
+    precision: Precision
+    micro_batch: MicroBatch | None
+    """None where a source of the caller's makes its own."""
+    source: BatchSource
+    held_out: HeldOut
+    num_train_tokens: int | None
+    """None where a source of the caller's does not say."""
+    compiles: bool
+    peak_learning_rate: float
+    last_learning_rate: float
+    world: World
+
+    def chosen(self) -> dict[str, Any]:
+        """What was chosen by looking or measuring, as JSON."""
+        size, reason = self.micro_batch or (None, "the data's own")
+        return {
+            "device": str(self.device),
+            "dtype": str(self.precision.dtype).removeprefix("torch."),
+            "dtype_reason": self.precision.reason,
+            "pure": self.precision.is_pure,
+            "micro_batch": size,
+            "micro_batch_reason": reason,
+            "compile": self.compiles,
+            "learning_rate": self.peak_learning_rate,
+            "final_learning_rate": self.last_learning_rate,
+            "parallel": self.world.parallel,
+            "world_size": self.world.world_size,
+            "num_threads": torch.get_num_threads(),
+        }
+
+
+def prepare(
+    model: GPTModel,
+    data: Data,
+    validation: Validation | None,
+    config: TrainingConfig,
+    tokenizer: Any,
+    world: World,
+    chosen: Mapping[str, Any] | None = None,
+) -> Parts:
+    """The parts of a run. Computes nothing with the model, and writes nothing.
+
+    Args:
+        chosen: what `Parts.chosen` was in the run that is resumed: kept where the settings leave
+            the choice and the device is of the same kind.
+    Raises:
+        ConfigError: a setting is impossible here.
+        DataError, TokenIdError: the data is too short, or has other ids than the model.
+    """
+    device = choose_device(config.device)
+    kept = chosen if chosen and torch.device(chosen["device"]).type == device.type else None
+    precision = world.first(_precision(config, device, kept))
+    world.check(model, config, precision)
+    cfg = model.cfg
+    micro_batch, num_train, source = None, None, data
+    if isinstance(data, np.ndarray | TokenStore):
+        batch_tokens = config.tokens_per_step(cfg.context_length)
+        windows = windows_per_step(batch_tokens, cfg.context_length, world.world_size)
+        micro_batch = world.first(
+            _micro_batch(config, cfg, windows, device, precision, world, kept)
+        )
+        source, num_train, held = _windows(
+            data, validation, config, cfg, micro_batch.size, tokenizer, world
+        )
+    else:
+        held = _given(data, validation)
+    return Parts(
+        device=device,
+        precision=precision,
+        micro_batch=micro_batch,
+        source=source,  # type: ignore[arg-type]  # No tokens: these became a WindowSource.
+        held_out=held,
+        num_train_tokens=num_train,
+        compiles=device.type == "cuda" if config.compile is None else config.compile,
+        peak_learning_rate=config.peak_learning_rate(cfg.emb_dim),
+        last_learning_rate=config.last_learning_rate(cfg.emb_dim),
+        world=world,
+    )
+
+
+def _windows(
+    data: Tokens | TokenStore,
+    validation: Validation | None,
+    config: TrainingConfig,
+    cfg: GPTConfig,
+    micro_batch: int,
+    tokenizer: Any,
+    world: World,
+) -> tuple[WindowSource, int, HeldOut]:
+    if validation is not None and not isinstance(validation, np.ndarray | TokenStore):
+        raise ConfigError("tokens are validated on tokens: found batches")
+    split = split_data(data, validation, config, cfg)
+    source = WindowSource(
+        data,
+        cfg.context_length,
+        config.tokens_per_step(cfg.context_length),
+        seed=config.seed,
+        stop=split.num_train,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    return source, split.num_train, held_out(data, split, cfg, micro_batch, tokenizer)
+
+
+def _given(data: BatchSource, validation: Validation | None) -> HeldOut:
+    if not hasattr(data, "micro_batches"):
+        raise ConfigError(
+            "train takes token ids as a NumPy array, a TokenStore, or an object with "
+            f"micro_batches(step); found {type(data).__name__}"
+        )
+    if validation is None or isinstance(validation, np.ndarray | TokenStore):
+        raise ConfigError("a source of batches is validated on batches: give validation=[...]")
+    return given(validation)
+
+
+def _precision(
+    config: TrainingConfig, device: torch.device, kept: Mapping[str, Any] | None
+) -> Precision:
+    if config.dtype != "auto" or kept is None:
+        return training_precision(config.dtype, device)
+    return Precision(getattr(torch, kept["dtype"]), kept["dtype_reason"], kept["pure"])
+
+
+def _micro_batch(
+    config: TrainingConfig,
+    cfg: GPTConfig,
+    windows: int,
+    device: torch.device,
+    precision: Precision,
+    world: World,
+    kept: Mapping[str, Any] | None,
+) -> MicroBatch:
+    is_same = kept is not None and kept["world_size"] == world.world_size
+    if kept is not None and is_same and config.micro_batch is None and kept["micro_batch"]:
+        return MicroBatch(kept["micro_batch"], kept["micro_batch_reason"])
+    share = -(-windows // world.world_size)
+    return choose_micro_batch(
+        cfg,
+        config.micro_batch,
+        share,
+        device=device,
+        precision=precision,
+        checkpointing=config.activation_checkpointing,
+        num_sharing=world.num_here if device.type == "cpu" else 1,
+        num_shards=world.world_size if world.is_sharded else 1,
+    )
+
+
+def described(
+    parts: Parts, model: GPTModel, config: TrainingConfig, tokenizer: Any
+) -> dict[str, Any]:
+    """The values of the event `start`: what is trained, on what, how, and with which programs."""
+    return {
+        "config": asdict(config),
+        "model": model.cfg.to_dict(),
+        "data": parts.source.describe(),
+        "vocabulary": vocabulary(tokenizer),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_trained_parameters": sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        ),
+        "num_train_tokens": parts.num_train_tokens,
+        "num_validation_tokens": parts.held_out.num_tokens,
+        "tokens_per_step": parts.source.num_tokens_per_step,
+        "unigram_loss": parts.held_out.unigram_loss,
+        "bytes_per_token": parts.held_out.bytes_per_token,
+        **parts.chosen(),
+        "versions": versions(),
+        "torch": torch.__version__,
+    }
+
+
+def vocabulary(tokenizer: Any) -> str | None:
+    """What tells a tokenizer from every other."""
+    return None if tokenizer is None else own_tokenizer(tokenizer)._core.fingerprint()
+
+
+def versions() -> dict[str, str]:
+    """The programs that a run depends on."""
+    names = ("gptrs", "torch", "numpy", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
