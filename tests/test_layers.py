@@ -9,6 +9,7 @@ from torch import nn
 
 from gptrs.config import GPT_CONFIG_124M
 from gptrs.errors import ConfigError, DataError
+from gptrs.model import layers
 from gptrs.model.gpt import GPTModel
 from gptrs.model.layers import (
     GELU,
@@ -248,3 +249,36 @@ def test_shortcuts_keep_the_first_layers_gradient_large(seed):
     (first, embedding), (first_without, embedding_without) = gradients
     assert first > 3 * first_without
     assert embedding > 2 * embedding_without
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("mask", [None, "boolean", "added"])
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_gradients_of_attention_in_bfloat16_are_as_near_as_torchs_own(
+    monkeypatch, autocast, mask, tokens
+):
+    """Up to so many tokens it is computed in float32; here 8 stand for the 256."""
+    monkeypatch.setattr(layers, "FLOAT32_ATTENTION_TOKENS", 8)
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(32, 32, 64, 0.0, num_heads=2)
+    x = torch.randn(3, tokens, 32)
+    sees = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    masks = {
+        "boolean": Attend(mask=sees),
+        "added": Attend(mask=torch.randn(2, tokens, tokens).masked_fill(~sees, -torch.inf)),
+    }
+
+    def gradients(of, dtype, cast=False):
+        of = copy.deepcopy(of).to(dtype)
+        given = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            out = of(given, masks.get(mask))
+        assert out.dtype == (torch.bfloat16 if cast else dtype)
+        out.float().square().sum().backward()
+        return [given.grad, *(each.grad for each in of.parameters())]
+
+    exact = gradients(attention, torch.float64)
+    found = gradients(attention, torch.float32 if autocast else torch.bfloat16, cast=autocast)
+    for wanted, got in zip(exact, found, strict=True):
+        error = (got.double() - wanted).norm() / wanted.norm()
+        assert error < 0.02

@@ -189,8 +189,8 @@ def test_the_vocabulary_grows_with_the_text_up_to_gpt2s():
     sizes = [choose_vocab_size(10**power)[0] for power in range(9)]
     assert sizes[-1] is None
     assert sizes[:-1] == sorted(sizes[:-1])
-    assert (sizes[0], sizes[-2]) == (512, 8192)
-    assert choose_vocab_size(1_115_394)[0] == 1024  # Tiny Shakespeare.
+    assert (sizes[0], sizes[-2]) == (512, 16384)
+    assert choose_vocab_size(1_115_394)[0] == 8192  # Tiny Shakespeare.
 
 
 def test_the_speed_that_is_measured_is_what_the_choice_is_made_with(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gptrs
+from gptrs.text.reading import help_topics
 from gptrs.training.callbacks import Callback
 from gptrs.training.checkpoint import checkpoints, step_of
 from gptrs.weights.checkpoint import load_metadata
@@ -266,6 +267,48 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_goes_on_to_the_bit(
     assert run("train", "--resume", tmp_path / "run")[0] == 0
     assert run("train", text, *longer, "--out", tmp_path / "unbroken")[0] == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
+
+
+def test_a_vocabulary_of_its_own_is_as_large_as_the_text_is_worth(run, tmp_path):
+    text = tmp_path / "topics.txt"
+    text.write_text(help_topics()[:150_000], "utf-8")
+    code, out, err = run("train", text, *TINY, "--tokenizer", "auto", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert f"1,024 tokens for {text.stat().st_size:,} bytes of text" in out
+    model, tokenizer = gptrs.load_checkpoint(tmp_path / "run")
+    assert model.cfg.vocab_size == tokenizer.n_vocab == 1024
+    learned = gptrs.train_tokenizer(text, 1024)
+    assert tokenizer.encode("If the object") == learned.encode("If the object")
+
+
+def test_a_text_too_short_for_a_vocabulary_takes_gpt2s(run, text, tmp_path):
+    code, out, err = run("train", text, *TINY, "--tokenizer", "auto", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "GPT-2's tokens" in out
+    assert gptrs.load_checkpoint(tmp_path / "run")[1].n_vocab == 50257
+
+
+def test_a_model_chosen_for_the_text_gets_tokens_chosen_for_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", lambda *args: 1e9)
+    text = tmp_path / "topics.txt"
+    text.write_text(help_topics()[:50_000], "utf-8")
+    auto = ("train", text, *QUICK, "--model", "auto", "--minutes", 0.01)
+    code, out, err = run(*auto, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "512 tokens for" in out
+    assert "layers" in out
+    assert gptrs.load_checkpoint(tmp_path / "run")[1].n_vocab == 512
+    code, _, err = run(*auto, "--tokenizer", "char", "--out", tmp_path / "char")
+    assert code == 0, err
+    assert gptrs.load_checkpoint(tmp_path / "char")[1].n_vocab < 200
+
+
+@pytest.mark.parametrize("spec", ["char", "auto"])
+def test_tokens_that_are_ready_get_no_new_vocabulary(run, tmp_path, spec):
+    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    code, _, err = run("train", tmp_path / "train.bin", *TINY, "--tokenizer", spec)
+    assert code == 2
+    assert f"--tokenizer {spec} is for text" in err
 
 
 def test_callbacks_have_every_method_that_the_loop_calls():

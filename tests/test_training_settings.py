@@ -56,6 +56,8 @@ def test_every_setting_explains_itself():
         ("dtype=auto", "dtype", "auto"),
         ("sample_prompts=Once upon = ", "sample_prompts", ("Once upon = ",)),
         ("sample_prompts=", "sample_prompts", ()),
+        ('sample_prompts=["The", "[a]"]', "sample_prompts", ("The", "[a]")),
+        ("sample_prompts=[a] = b", "sample_prompts", ("[a] = b",)),
     ],
 )
 def test_a_text_becomes_a_value_of_its_fields_type(text, key, value):

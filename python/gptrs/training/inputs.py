@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gptrs.config import PRESETS, GPTConfig, get_config
-from gptrs.errors import ConfigError, SourceError, StoreError
+from gptrs.errors import ConfigError, SourceError, StoreError, TokenizerError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora
 from gptrs.store.token_store import TokenStore
@@ -35,11 +35,13 @@ from gptrs.training.instructions.template import (
     holds_instructions,
     read_instructions,
 )
+from gptrs.training.model_choice import choose_model_here, choose_vocab_size
 from gptrs.weights.pretrained import config_of_pretrained, tokenizer_beside
 
 CHAR = "char"
 """As a tokenizer: the text's characters, sorted."""
 AUTO = "auto"
+"""As a tokenizer: one learned from the text; as a model: one of a fitting size."""
 _BIN_SUFFIXES = (".bin", ".idx")
 _JSON_SUFFIXES = (".json", ".jsonl")
 
@@ -53,6 +55,8 @@ class TokenInputs:
     """None: a part of `data` is to be held out."""
     tokenizer: Any
     """None: a store's own is not here."""
+    vocabulary_reason: str | None = None
+    """Why the tokenizer has as many ids, where that was chosen here."""
 
     @property
     def vocab_size(self) -> int:
@@ -93,12 +97,15 @@ def read_inputs(
     validation: Path | None,
     spec: str | Tokenizer | None,
     beside: Any = None,
+    *,
+    for_text: str = "gpt2",
 ) -> TokenInputs | Instructions:
     """Opens or reads the data, and finds the tokenizer that goes with it.
 
     Args:
-        spec: `--tokenizer`, or a tokenizer; None: a store's own, or `beside`, or GPT-2's.
+        spec: `--tokenizer`, or a tokenizer; None: a store's own, or `beside`, or `for_text`.
         beside: the tokenizer of the model that is trained on.
+        for_text: what text is tokenized with if nobody says; instructions take GPT-2's.
     Raises:
         SourceError: a file is missing, unreadable or not UTF-8.
         StoreError, TokenizerError, DataError: a store, tokenizer or JSON file is not good.
@@ -111,15 +118,21 @@ def read_inputs(
         entries = [entry for path in paths for entry in read_instructions(path)]
         held_out = None if validation is None else read_instructions(validation)
         return Instructions(
-            entries=entries, validation=held_out, tokenizer=_tokenizer(spec, beside, [])
+            entries=entries,
+            validation=held_out,
+            tokenizer=_tokenizer(spec or beside or "gpt2", []),
         )
     files = find_text_files(paths)
     others = [] if validation is None else find_text_files([validation])
-    tokenizer = _tokenizer(spec, beside, [*files, *others])
+    spec, reason = spec or beside or for_text, None
+    if spec == AUTO:
+        spec, reason = _tokenizer_of_its_own(files)
+    tokenizer = _tokenizer(spec, [*files, *others])
     return TokenInputs(
         data=corpus.tokenize_files(files, tokenizer),
         validation=corpus.tokenize_files(others, tokenizer) if others else None,
         tokenizer=tokenizer,
+        vocabulary_reason=reason,
     )
 
 
@@ -130,8 +143,8 @@ def _read_stores(
         raise ConfigError(
             f"a store is trained on alone, found {len(paths)} inputs; `gptrs merge` joins stores"
         )
-    if spec == CHAR:
-        raise ConfigError("the tokens of a store are ready: --tokenizer char is for text")
+    if spec in (CHAR, AUTO):
+        raise ConfigError(f"the tokens of a store are ready: --tokenizer {spec} is for text")
     (path,) = paths
     if (path / "train" / "manifest.json").is_file():
         validation = validation or path / "val"
@@ -169,14 +182,24 @@ def _is_store(path: Path) -> bool:
     return path.suffix in _BIN_SUFFIXES or any(file.is_file() for file in files)
 
 
-def _tokenizer(spec: str | Tokenizer | None, beside: Any, files: Sequence[Path]) -> Any:
+def _tokenizer(spec: Any, files: Sequence[Path]) -> Any:
+    """The tokenizer that is meant; `files` is the text, empty if the data is none."""
+    if spec in (CHAR, AUTO) and not files:
+        raise ConfigError(f"--tokenizer {spec} is for text")
     if spec == CHAR:
-        if not files:
-            raise ConfigError("--tokenizer char is for text")
         return train_tokenizer(files, None, kind="char")
-    if spec is None:
-        return get_tokenizer("gpt2") if beside is None else beside
-    return own_tokenizer(spec)
+    return own_tokenizer(spec) if isinstance(spec, str | Tokenizer) else spec
+
+
+def _tokenizer_of_its_own(files: Sequence[Path]) -> tuple[Tokenizer, str]:
+    """A tokenizer learned from the text, as large as that is worth, and why so large."""
+    size, reason = choose_vocab_size(sum(file.stat().st_size for file in files))
+    if size is None:
+        return get_tokenizer("gpt2"), reason
+    try:
+        return train_tokenizer(files, size), reason
+    except TokenizerError as error:  # Too short or too uniform a text.
+        return get_tokenizer("gpt2"), f"GPT-2's tokens, for of its own the text has few: {error}"
 
 
 def model_config(
@@ -196,8 +219,6 @@ def model_config(
     """
     reason = None
     if spec == AUTO:
-        from gptrs.training.model_choice import choose_model_here
-
         cfg, reason = choose_model_here(inputs.num_tokens, inputs.vocab_size, config)
     elif spec is None:
         cfg = SMALL_GPT

@@ -13,6 +13,7 @@ from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback
 from gptrs.training.config import TrainingConfig
 from gptrs.training.inputs import (
+    AUTO,
     Instructions,
     TokenInputs,
     model_config,
@@ -92,7 +93,15 @@ def prepare_job(plan: Plan, run_dir: Path | None = None, *, world: World | None 
         model, beside = pretrained_model(Path(plan.init), plan.model_changes)
     validation = None if plan.validation is None else Path(plan.validation)
     kept = None if run_dir is None else kept_tokenizer(run_dir)
-    inputs = read_inputs([*map(Path, plan.data)], validation, kept or plan.tokenizer, beside)
+    inputs = read_inputs(
+        [*map(Path, plan.data)],
+        validation,
+        kept or plan.tokenizer,
+        beside,
+        for_text=AUTO if plan.model == AUTO else "gpt2",
+    )
+    if isinstance(inputs, TokenInputs) and inputs.vocabulary_reason is not None:
+        click.echo(inputs.vocabulary_reason)
     if model is None:
         # Where it is chosen by measuring, all take what the first found.
         model = new_model(world.first(_config_of_new(plan, inputs, config)), config.seed)

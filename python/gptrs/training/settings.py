@@ -154,8 +154,8 @@ def _parsed(key: str, text: str) -> Any:
     """The value that a text stands for, by the type of the key's field; texts are as they are."""
     _check_known(key)
     kinds = _kinds(key)
-    if get_origin(kinds[0]) is tuple:  # `sample_prompts=The` is one of several texts.
-        return (text,) if text else ()
+    if get_origin(kinds[0]) is tuple:
+        return _texts(text)
     text = text.strip()
     word = text.lower()
     if str in kinds and (word != "none" or NoneType not in kinds):
@@ -169,6 +169,16 @@ def _parsed(key: str, text: str) -> Any:
             except ValueError:
                 continue
     raise ConfigError(f"{key} is {text!r}; it must be {_wanted(kinds)}")
+
+
+def _texts(text: str) -> Any:
+    """Several texts if they are written as TOML has them, `["a", "b"]`; else this one."""
+    if not text.startswith(("[\"", "['")):
+        return (text,) if text else ()
+    try:
+        return tuple(tomllib.loads(f"texts = {text}")["texts"])
+    except ValueError as error:
+        raise ConfigError(f"{text} is no list of texts: {error}") from error
 
 
 def _kinds(key: str) -> list[Any]:

@@ -26,7 +26,7 @@ use crate::sampling::PySamplingConfig;
 /// Args:
 ///     engine: vocab_size, context_length, slots; tokens and starts, int64 tensors that are written
 ///         in place; step, extend and copy: see `gptrs.engines`. Or native, a NativeModel, which the
-///         loop takes, and refresh: see `gptrs.native_engine`.
+///         loop takes, and refresh: see `gptrs.engines.native_engine`.
 ///     prefill_tokens: the most tokens that one callback reads.
 ///     queue: the most requests that may wait; None: any number.
 /// Raises:

@@ -27,7 +27,7 @@ use crate::tensor::TensorView;
 /// One loop may take it (`Generation`, `beam_search`); until then it can be asked by hand.
 ///
 /// Args:
-///     weights: a `gptrs.native_engine.Weights`: nobody may resize or free its tensors' memory.
+///     weights: a `gptrs.engines.native_engine.Weights`: nobody may resize or free its tensors' memory.
 ///     slots: sequences at once.
 ///     context_length: most tokens a slot holds.
 ///     threads: how many compute, the caller's among them.
@@ -211,7 +211,7 @@ fn find_kernels(name: Option<&str>) -> PyResult<Kernels> {
     })
 }
 
-/// `gptrs.native_engine.Weights`.
+/// `gptrs.engines.native_engine.Weights`.
 #[derive(FromPyObject)]
 pub struct PyWeights<'py> {
     tokens: Bound<'py, PyAny>,
@@ -224,7 +224,7 @@ pub struct PyWeights<'py> {
     head: PyLinear<'py>,
 }
 
-/// `gptrs.native_engine.Block`.
+/// `gptrs.engines.native_engine.Block`.
 #[derive(FromPyObject)]
 struct PyBlock<'py> {
     norm1: PyNorm<'py>,
@@ -238,14 +238,14 @@ struct PyBlock<'py> {
     down: PyLinear<'py>,
 }
 
-/// `gptrs.decode_weights.Linear`.
+/// `gptrs.engines.decode_weights.Linear`.
 #[derive(FromPyObject)]
 struct PyLinear<'py> {
     weight: Bound<'py, PyAny>,
     bias: Option<Bound<'py, PyAny>>,
 }
 
-/// `gptrs.decode_weights.Norm`.
+/// `gptrs.engines.decode_weights.Norm`.
 #[derive(FromPyObject)]
 struct PyNorm<'py> {
     scale: Bound<'py, PyAny>,
