@@ -148,7 +148,8 @@ def spread(shares: list[float]) -> str:
 
 
 def learned_by_gensim(file: Path, algorithm: str, seed: int) -> WordVectors:
-    model = untrained(algorithm, 2, seed)
+    """With one thread: of several, each lowers the learning rate by its own words alone."""
+    model = untrained(algorithm, 1, seed)
     model.build_vocab(corpus_file=str(file))
     model.train(
         corpus_file=str(file),

@@ -97,6 +97,25 @@ def test_a_build_with_documents_to_validate_on_is_summed_up(run, tmp_path):
     assert out.endswith("gptrs inspect 'my out/train'\n")
 
 
+def test_a_split_that_leaves_one_side_empty_says_why(run, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
+    code, out, err = run("build", "a.txt", "--out", "out", "--val-fraction", "0.5")
+    counts = [len(gptrs.TokenStore.open(tmp_path / "out" / side)) for side in ("train", "val")]
+    empty, filled = ("train", "val") if counts[0] == 0 else ("val", "train")
+    assert code == 0
+    assert f"{empty} is empty: --val-fraction parts whole documents" in err
+    assert "--split-on makes many of it" in err
+    assert out.endswith(f"gptrs inspect out/{filled}\n")
+
+
+def test_a_store_of_nothing_is_not_to_be_looked_at(run, tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    code, out, err = run("build", "a.txt", "--out", "out")
+    assert (code, err) == (0, "")
+    assert "left out: 1 empty" in out
+    assert "Look at it" not in out
+
+
 @pytest.mark.parametrize(
     ("options", "texts"),
     [

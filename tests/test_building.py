@@ -428,6 +428,19 @@ def test_without_pyarrow_the_pip_line_is_the_error(tmp_path, monkeypatch):
 # What is left out, and what goes where
 
 
+def test_a_file_where_the_store_should_be_is_left_alone(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    built = gptrs.build_store([["a"]], tmp_path / "store")
+    for make in (
+        lambda: gptrs.build_store([["a"]], file),
+        lambda: gptrs.merge_stores([built.path], file),
+    ):
+        with pytest.raises(StoreError, match="file cannot be written: it is a file"):
+            make()
+    assert file.read_text() == "mine"
+
+
 def test_documents_of_too_few_characters_are_left_out(tmp_path):
     texts = ["", "a", "ééé", "abcd", "🙂🙂🙂🙂", "abc"]
     gptrs.build_store([texts], tmp_path / "out", min_chars=4)

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 import tiktoken
 import torch
 
 import gptrs
 from gptrs import cli
+from gptrs.commands.groups import TopicGroup
+from gptrs.commands.plot import plot
 from gptrs.config import GPTConfig
 from gptrs.errors import MissingExtraError
 from gptrs.model.gpt import GPTModel
@@ -69,7 +72,6 @@ def test_python_dash_m_is_the_same_command():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing command. (see gptrs --help)"),
         (["fly"], "No such command 'fly'"),
         (["tokenize", "--cuont"], "No such option '--cuont'"),
         (["train"], "Missing argument 'DATA...'. (see gptrs train --help)"),
@@ -105,6 +107,31 @@ def test_bad_usage_is_one_line_on_stderr_and_exit_code_2(
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("group", [[], ["plot"]])
+def test_a_group_without_a_command_shows_its_help_as_it_is(run, group):
+    help_text = run(*group, "--help")[1]
+    assert run(*group) == (cli.EXIT_USAGE, "", help_text)
+
+
+@pytest.mark.parametrize("group", [cli.gptrs, plot])
+def test_the_help_of_a_group_has_every_command_once_with_its_whole_sentence(run, group):
+    names = [] if group is cli.gptrs else [group.name]
+    told = " ".join(run(*names, "--help")[1].split())
+    for name, command in group.commands.items():
+        sentence = " ".join(command.help.split("\n\n")[0].split())
+        assert told.count(f" {name} {sentence.removesuffix('.')}") == 1, name
+    assert "..." not in told.removeprefix(
+        f"Usage: {' '.join(['gptrs', *names])} [OPTIONS] COMMAND [ARGS]..."
+    )
+
+
+def test_a_command_that_no_topic_has_is_listed_all_the_same():
+    group = TopicGroup("group", commands=[click.Command("late", help="Comes last.")])
+    group.add_topic("First", click.Command("early", help="Comes first."))
+    told = group.get_help(click.Context(group)).split("\n\n")[-2:]
+    assert told == ["First:\n  early  Comes first.", "Commands:\n  late   Comes last."]
 
 
 def test_a_failure_on_the_way_is_one_line_and_exit_code_1(run, tmp_path):

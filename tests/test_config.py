@@ -311,3 +311,11 @@ def test_configs_and_budgets_need_no_torch():
     code = "import sys, gptrs.config, gptrs.costs.params; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_a_family_s_name_is_answered_with_its_sizes():
+    with pytest.raises(ConfigError) as error:
+        get_config("gpt2")
+    sizes = [name for name in PRESETS if name.startswith("gpt2-")]
+    assert len(sizes) == 4
+    assert all(name in str(error.value) for name in sizes)

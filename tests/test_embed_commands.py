@@ -92,7 +92,7 @@ def test_a_model_that_was_moved_is_found_by_the_option(run, index, model, tmp_pa
     moved = model.rename(tmp_path / "moved")
     try:
         code, _, err = run("search", index, "cats")
-        assert code == 1
+        assert code == 2
         assert "is gone: --model says where it is" in err
         assert run("search", index, "cats", "--model", moved)[0] == 0
     finally:
@@ -103,7 +103,8 @@ def test_a_model_that_was_moved_is_found_by_the_option(run, index, model, tmp_pa
     ("arguments", "code", "message"),
     [
         (("search", "{index}", ""), 2, "QUESTION is empty"),
-        (("search", "{index}/none", "cats"), 1, "no index here: there is no index.json"),
+        (("search", "{index}/none", "cats"), 2, "no index here: there is no index.json"),
+        (("search", "{index}", "cats", "--model", "none"), 2, "none: no such file or folder"),
         (("embed", "{index}/../none.txt", "--out", "{out}"), 2, "no such file or folder"),
         (("embed", "{index}/../blank.txt", "--out", "{out}"), 2, "there are no passages"),
         (("embed", "{index}/../0.txt", "--out", "{index}/.."), 2, "is no index, and has 0.txt"),

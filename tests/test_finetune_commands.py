@@ -87,7 +87,22 @@ def test_without_matplotlib_all_but_the_picture_is_written(
     code, printed, _ = run("finetune-classifier", table, *arguments, *FAST)
     assert code == 0
     assert 'no confusion.png: pictures need matplotlib: pip install "gptrs[plots]"' in printed
+    assert "the classifier and metrics.json are in" in printed
     assert (tmp_path / "o" / "metrics.json").is_file()
+
+
+def test_a_folder_of_another_models_classifier_is_refused_before_the_training(
+    run, table, gpt_dir, tmp_path, monkeypatch
+):
+    other = gptrs.train_tokenizer(table, kind="char")
+    other.save(tmp_path)
+    monkeypatch.setattr(Classifier, "fit", None)  # What is called all the same fails.
+    code, _, error = run(
+        "finetune-classifier", table, "--text", "message", "--label", "kind", "--model", gpt_dir,
+        "--out", tmp_path, *FAST,
+    )  # fmt: skip
+    assert code == 2
+    assert "tokenizer.json has another tokenizer" in error
 
 
 @pytest.mark.parametrize(
@@ -100,6 +115,7 @@ def test_without_matplotlib_all_but_the_picture_is_written(
         ({"--label": "class"}, "there is no column 'class'"),
         ({"--label": "message", "--delimiter": "|"}, "its columns are 'kind,number,message'"),
         ({"--delimiter": "||"}, "a delimiter is one character, found '||'"),
+        ({"--model": "nowhere"}, "nowhere: no such file or folder"),
         ({"--epochs": 0}, "epochs is at least 1, found 0"),
         ({"--max-length": 17}, "max_length is 17, and the model takes 16 tokens at most"),
     ],
@@ -128,8 +144,8 @@ def test_one_class_only_is_refused(run, gpt_dir, tmp_path):
 
 def test_a_folder_without_a_classifier_is_refused(run, tmp_path):
     code, _, error = run("classify", tmp_path, "text")
-    assert code == 1
-    assert "classifier.json: no such file" in error
+    assert code == 2
+    assert f"{tmp_path}: no classifier here: there is no classifier.json" in error
 
 
 # --- tables ---

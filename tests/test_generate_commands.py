@@ -254,6 +254,16 @@ def test_results_of_other_prompts_are_not_gone_on_with(run, prompts, tmp_path, m
         (b'{"prompt": ""}', ":3: the prompt is empty"),
         (b'{"prompt": "x", "temprature": 1}', ":3: unknown setting 'temprature'"),
         (b"\xff", "not UTF-8"),
+        (b'{"prompt": "x", "top_p": 7}', ":3: top_p is above 0 and at most 1"),
+        (b'{"prompt": "x", "temperature": "hot"}', ":3: temperature is a number, found 'hot'"),
+        (b'{"prompt": "x", "seed": -1}', ":3: a seed is an int from 0"),
+        (b'{"prompt": "x", "logit_bias": {"x": 1}}', ":3: logit_bias has token ids for keys"),
+        (b'{"prompt": "x", "num_samples": "3"}', ":3: num_samples is at least 1, found '3'"),
+        (b'{"prompt": "x", "num_samples": null}', ":3: num_samples is at least 1, found None"),
+        (b'{"prompt": "x", "max_new_tokens": 1.5}', ":3: max_new_tokens is at least 0, found 1.5"),
+        (b'{"prompt": "x", "regex": 5}', ":3: regex is a text, found 5"),
+        (b'{"prompt": "x", "choices": "yes"}', ":3: choices is a list of texts, found 'yes'"),
+        (b'{"prompt": "x", "choices": [1]}', ":3: choices is a list of texts, found [1]"),
     ],
 )
 def test_a_bad_line_is_found_before_anything_is_written(run, tmp_path, line, message):
@@ -263,6 +273,37 @@ def test_a_bad_line_is_found_before_anything_is_written(run, tmp_path, line, mes
     assert (code, out) == (cli.EXIT_USAGE, "")
     assert message in err
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_line_may_take_a_setting_back(run, tmp_path, generator):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    line = {"prompt": "Hello", "top_k": None, "best_of": None, "logit_bias": {"11": 30}}
+    file.write_text(json.dumps(line))
+    arguments = ("--top-k", 1, "--best-of", 2, "--seed", 5, "--max-new-tokens", 6)
+    assert run("--file", file, "--out", out, *arguments)[0] == 0
+    [expected] = generator("Hello", 6, temperature=0.8, seed=5, logit_bias={11: 30.0})
+    assert results(out)[0]["text"] == expected.text
+
+
+def test_settings_that_fail_at_once_do_not_stand_in_the_way_of_others(run, prompts, tmp_path):
+    out = tmp_path / "out.jsonl"
+    arguments = ("--file", prompts, "--out", out, "--max-new-tokens", 2)
+    for wrong in (("--top-p", 7), ("--regex", "("), ("--logit-bias", "99999=1")):
+        code, _, err = run(*arguments, *wrong)
+        assert (code, err.count("\n")) == (cli.EXIT_USAGE, 1)
+        assert list(tmp_path.iterdir()) == [prompts]
+    assert run(*arguments)[0] == 0
+    assert len(results(out)) == 5
+
+
+def test_the_texts_do_not_go_where_the_prompts_are_or_nothing_can_be(run, prompts, tmp_path):
+    before = prompts.read_bytes()
+    code, _, err = run("--file", prompts, "--out", prompts)
+    assert (code, prompts.read_bytes()) == (cli.EXIT_USAGE, before)
+    assert "has the prompts: --out names another file" in err
+    code, _, err = run("--file", prompts, "--out", tmp_path / "none" / "out.jsonl")
+    assert code == cli.EXIT_USAGE
+    assert f"there is no folder {tmp_path / 'none'}" in err
 
 
 def test_rust_and_pytorch_write_the_same_and_int8_is_rusts(run):

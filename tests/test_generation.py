@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -275,12 +276,32 @@ def test_the_dtype_and_device_of_idx_are_kept():
         ({"temperature": -1.0}, ConfigError, "temperature .* found -1"),
         ({"context_size": 0}, ConfigError, "context_size is at least 1, found 0"),
         ({"max_new_tokens": -2}, ConfigError, "max_new_tokens is at least 0, found -2"),
+        ({"max_new_tokens": "3"}, ConfigError, "max_new_tokens is at least 0, found '3'"),
+        ({"context_size": 12.0}, ConfigError, "context_size is at least 1, found 12.0"),
+        ({"eos_id": [1]}, ConfigError, r"eos_id is a token id or None, found \[1\]"),
+        ({"idx": [[1, 2]]}, TypeError, r"idx is a tensor of ids \[batch, tokens\], found list"),
+        ({"idx": np.array([[1, 2]])}, TypeError, "found ndarray"),
+        ({"idx": torch.tensor([[1.0]])}, TypeError, "whole numbers, found torch.float32"),
     ],
 )
 def test_bad_input_says_what_was_asked_and_what_was_found(arguments, error, message):
     arguments = {"idx": prompt(1, 3), "max_new_tokens": 3, "context_size": 12, **arguments}
     with pytest.raises(error, match=message):
         generate(make_model(), **arguments)
+
+
+@pytest.mark.parametrize("eos_id", [-1, 97, 2**70])
+def test_an_eos_id_that_no_token_has_ends_nothing(eos_id):
+    model = make_model()
+    asked = (prompt(2, 3), 5, 12)
+    assert torch.equal(generate(model, *asked, eos_id=eos_id), generate(model, *asked))
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor])
+def test_numbers_may_be_numpys_or_of_a_tensor(number):
+    model = make_model()
+    asked = generate(model, prompt(1, 3), number(4), number(12), eos_id=number(5))
+    assert torch.equal(asked, generate(model, prompt(1, 3), 4, 12, eos_id=5))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -346,3 +367,7 @@ def test_text_to_ids_and_back_are_the_books():
     assert torch.equal(ids, text_to_token_ids(text, encoding))
     assert token_ids_to_text(ids, TOKENIZER) == text == ch05.token_ids_to_text(ids, encoding)
     assert text_to_token_ids("", TOKENIZER).shape == (1, 0)
+    assert token_ids_to_text(ids[0], TOKENIZER) == text
+    assert token_ids_to_text(ids[0, :1], TOKENIZER) == "Every"
+    with pytest.raises(GenerationError, match=r"shape \[2, \d+\], expected \[1, tokens\]"):
+        token_ids_to_text(ids.expand(2, -1), TOKENIZER)

@@ -17,8 +17,8 @@ from gptrs.training.instructions.template import (
     check_entries,
     format_input,
     format_prompt,
-    holds_instructions,
     read_instructions,
+    refuse_other_json,
 )
 
 with pytest.MonkeyPatch.context() as patch:
@@ -144,7 +144,7 @@ def test_a_file_of_lines_and_one_of_a_list_give_the_same_entries(tmp_path, as_li
     lines = [json.dumps(entry, ensure_ascii=False) for entry in ENTRIES]
     text = json.dumps(ENTRIES, indent=2) if as_list else "\ufeff" + "\n\n".join(lines) + "\r\n"
     assert read_instructions(written(tmp_path, text)) == ENTRIES
-    assert holds_instructions(tmp_path / "data.jsonl")
+    refuse_other_json(tmp_path / "data.jsonl")
 
 
 def test_a_missing_or_null_input_is_an_empty_one_and_other_keys_stay(tmp_path):
@@ -210,22 +210,43 @@ def test_entries_of_a_program_are_checked_as_those_of_a_file():
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("content", "message"),
     [
-        ('{"text": "A story."}\n', False),
-        ("Once upon a time", False),
-        ('{"id": {"a": [1]}, "instruction": "a", "output": "b"}', True),
-        ('[\n {"input": "b", "instruction"', True),
-        ('{"instruction": "' + "long " * 100_000, True),
-        ("{", False),
-        ("", False),
+        ('{"text": "A story."}\n', "its first entry has no 'instruction'; its keys are 'text';"),
+        ('[{"id": {"a": [1]}, "text": "b"}]', "its keys are 'id', 'text';"),
+        ("{}", "its keys are none;"),
+        ('["A story.", "Another."]', r"""begins with '\["A story.", "Another."\]';"""),
+        ('"A story."\n"Another."', """begins with '"A story."""),
+        ("Once upon a time " * 100_000, r"begins with 'Once upon a time .*\.\.\.;"),
+        ('{"text": "a"' + ", " * 3 + '"output": "b"}', "its keys are 'text', 'output';"),
     ],
+    ids=range(7),
 )
-def test_instructions_are_told_from_plain_texts_by_the_first_entry(tmp_path, content, expected):
-    assert holds_instructions(written(tmp_path, content)) is expected
+def test_json_without_instructions_is_told_by_its_beginning(tmp_path, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        refuse_other_json(written(tmp_path, content))
+    assert "objects with 'instruction', 'output' and" in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
-def test_what_is_no_readable_file_holds_no_instructions(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"id": {"a": [1]}, "instruction": "a", "output": "b"}',
+        '[\n {"input": "b", "instruction"',
+        '{"instruction": "' + "long " * 500_000,
+        '{"input": "' + "long " * 500_000 + '", "instruction": "a", "output": "b"}',
+        "{",
+        "[]",
+        "",
+    ],
+    ids=range(7),
+)
+def test_what_may_be_instructions_by_its_beginning_is_left_to_the_reader(tmp_path, content):
+    refuse_other_json(written(tmp_path, content))
+
+
+def test_what_is_no_readable_file_is_left_to_the_reader(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe{}")
-    assert not holds_instructions(tmp_path / "binary")
-    assert not holds_instructions(tmp_path)
+    refuse_other_json(tmp_path / "binary")
+    refuse_other_json(tmp_path)

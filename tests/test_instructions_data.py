@@ -27,7 +27,8 @@ def made(data, **options):
 def test_the_sizes_are_the_training_configs():
     data = made(entries(50))
     assert data.source.num_tokens_per_step == 4 * 128
-    assert [len(batch.inputs) for batch in data.source.micro_batches(0)] == [3, 1]
+    assert [len(batch.inputs) for batch in data.source.micro_batches(0)] == [4]
+    assert [len(batch.inputs) for batch in data.source.cut(3).micro_batches(0)] == [3, 1]
     assert {len(batch.inputs) for batch in data.validation[:-1]} <= {3}
     assert "to train on: 45 instructions" in data.description
     assert "held out: 5 instructions" in data.description

@@ -234,7 +234,7 @@ def test_each_epoch_has_every_entry_once_whatever_the_ranks_and_micro_batches(
     rows = rows_per_rank * world_size
     whole = source(count, rows=rows)
     ranks = [
-        source(count, rows=rows, micro_batch=micro_batch, rank=rank, world_size=world_size)
+        source(count, rows=rows, rank=rank, world_size=world_size).cut(micro_batch)
         for rank in range(world_size)
     ]
     for step in (7, 0):
@@ -274,7 +274,7 @@ def test_epochs_have_orders_of_their_own_and_so_have_seeds():
 def test_what_a_resume_compares_is_json_and_differs_where_the_data_does():
     described = source().describe()
     assert json.loads(json.dumps(described)) == described
-    assert source(micro_batch=1, rank=1, world_size=2).describe() == described
+    assert source(rank=1, world_size=2).cut(1).describe() == described
     entries = sums(40)
     entries[17]["output"] = "otherwise"
     changed = encode_instructions(entries, TOKENIZER, max_length=LENGTH)

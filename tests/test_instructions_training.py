@@ -1,9 +1,11 @@
 """A tiny GPT learns to answer, alone or through adapters, and what it learns can be resumed."""
 
+import json
 import signal
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import gptrs
 from gptrs.model.lora import add_lora
@@ -12,6 +14,8 @@ from gptrs.training.config import TrainingConfig
 from gptrs.training.instructions.data import instruction_data
 from gptrs.training.instructions.template import format_prompt
 from gptrs.training.instructions.tokens import hold_out
+from gptrs.training.precision import MicroBatch
+from gptrs.training.step import StepLoss
 from gptrs.training.trainer import train
 
 ANIMALS = {
@@ -153,3 +157,45 @@ def test_adapters_learn_and_a_run_that_was_stopped_ends_as_an_unbroken_one(token
     assert resumed.step_losses == result.step_losses
     both = zip(again.state_dict().values(), unbroken.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in both)
+
+
+def test_how_many_rows_go_through_the_model_at_once_is_told_and_kept(
+    tokenizer, tmp_path, monkeypatch, capsys
+):
+    few = config(steps=6)
+    unbroken = learn(gpt(tokenizer), tokenizer, tmp_path / "unbroken", few)
+    stopped = tmp_path / "stopped"
+    learn(gpt(tokenizer), tokenizer, stopped, few, callbacks=[StopAt(2)])
+    assert "768 tokens a step, 6 windows at once: the whole step fits" in capsys.readouterr().out
+    # As on a machine with less memory.
+    monkeypatch.setattr(
+        "gptrs.training.parts.choose_micro_batch", lambda *args, **options: MicroBatch(1, "less")
+    )
+    resumed = learn(gpt(tokenizer), tokenizer, stopped, few, resume=True)
+    assert resumed.step_losses == unbroken.step_losses
+    lines = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    (again,) = [line for line in lines if line["event"] == "resumed"]
+    assert (lines[0]["micro_batch"], again["changed"]) == (6, {})
+
+
+@pytest.mark.parametrize("kind", ["tied", "head of its own", "adapters on the head", "hooked"])
+def test_loss_and_gradients_are_torchs_though_most_positions_do_not_count(tokenizer, kind):
+    model = gpt(tokenizer)
+    if kind == "head of its own":
+        model.out_head = torch.nn.Linear(64, tokenizer.n_vocab, bias=True)
+    elif kind == "adapters on the head":
+        model = gptrs.GPTModel(model.cfg.to_dict() | {"tie_embeddings": False})
+        add_lora(model, 4, 8, ("W_query", "out_head"))
+    elif kind == "hooked":
+        model.register_forward_hook(lambda module, args, output: None)
+    made = instruction_data(entries(), tokenizer, model.cfg, config())
+    batch = next(made.source.micro_batches(0))
+    assert batch.num_targets < batch.targets.numel() / 4
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ours = StepLoss(model)(*batch)
+    logits = model(batch.inputs, cu_seqlens=batch.cu_seqlens).flatten(0, 1)
+    torchs = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=-100)
+    torch.testing.assert_close(ours, torchs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, learning), torch.autograd.grad(torchs, learning)
+    )

@@ -244,6 +244,37 @@ def test_next_token_loss_is_the_cross_entropy_of_the_models_logits(model):
     )
 
 
+@pytest.mark.parametrize("head", ["plain", "called"])
+def test_positions_that_do_not_count_get_no_logits_and_change_nothing(model, head, monkeypatch):
+    in_idx, targets = torch.randint(0, 50, (2, 3, 8))
+    targets[torch.rand(3, 8) < 0.7] = -100
+    targets[0, :2] = torch.tensor([-100, 7])
+    seen = []
+    if head == "called":
+        model.out_head.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    else:
+        real = loss_module.linear_cross_entropy
+
+        def watched(hidden, *args, **options):
+            seen.append(hidden)
+            return real(hidden, *args, **options)
+
+        monkeypatch.setattr(loss_module, "linear_cross_entropy", watched)
+    parameters = tuple(model.parameters())
+    ours = value_and_gradients(next_token_loss(model, in_idx, targets), *parameters)
+    assert [len(hidden) for hidden in seen] == [(targets != -100).sum()]
+    torchs = value_and_gradients(loss_of_logits(model, in_idx, targets), *parameters)
+    torch.testing.assert_close(ours, torchs)
+
+
+def test_a_wrong_target_is_told_by_its_own_row(model):
+    in_idx, targets = torch.randint(0, 50, (2, 3, 8))
+    targets[0, :5] = -100
+    targets[1, 1] = 50
+    with pytest.raises(TokenIdError, match=r"target 50 at row 9 is outside 0\.\.49"):
+        next_token_loss(model, in_idx, targets)
+
+
 @pytest.mark.parametrize("change", ["hook", "bias", "parametrization", "another module"])
 def test_an_output_layer_that_does_more_than_multiply_is_called(model, change):
     in_idx, targets = torch.randint(0, 50, (2, 3, 8))

@@ -150,6 +150,7 @@ def test_explain_refuses_a_preset_that_is_larger_than_memory(run, monkeypatch):
     [
         (["params"], "Missing argument 'PRESET|PATH'"),
         (["params", "gpt2-124"], "unknown preset 'gpt2-124': did you mean"),
+        (["params", "runs/none"], "runs/none: no such file or folder"),
         (["params", "."], "no weights here: there is no model.safetensors"),
         (["params", "gpt2-124m", "--length", "2000"], "length is 2000; it must be 1 to"),
         (["params", "gpt2-124m", "--batch-size", "0"], "--batch-size"),

@@ -144,6 +144,7 @@ def test_there_is_a_command_for_every_kind_and_it_explains_itself(run):
         (["loss", "run", "--by", "minutes"], "run does not tell its minutes"),
         (["confusion", "run"], "run: is no classifier's folder, there is no metrics.json"),
         (["parameters", "gpt2-124"], "unknown preset 'gpt2-124': did you mean"),
+        (["parameters", "runs/none"], "runs/none: no such file or folder"),
         (["store", "run"], "run: "),
         (["projection"], "projection needs a --model or --vectors, one of them"),
         (

@@ -86,6 +86,7 @@ def test_the_sampler_works_alone_and_in_transformers_as_shown():
         "model": transformers.GPT2LMHeadModel(config).eval(),
         "input_ids": torch.tensor([[1, 2, 3]]),
         "logits": torch.randn(4, 50257),
+        "written": [[1, 2], [3], [], [4]],
     }
     exec(SAMPLER_LINES, names)
     assert names["ids"].shape == (4,)

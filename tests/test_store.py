@@ -261,3 +261,8 @@ def test_refusals_are_errors_of_gptrs_and_of_the_built_in_kind():
     assert issubclass(StoreError, GptrsError)
     assert issubclass(StoreError, OSError)
     assert issubclass(PositionError, IndexError)
+
+
+def test_a_store_is_opened_by_its_path_and_nothing_else():
+    with pytest.raises(TypeError, match=r"opened by its path; found ndarray; .*from_tokens"):
+        TokenStore.open(np.arange(9, dtype=np.uint16))

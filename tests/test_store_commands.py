@@ -72,6 +72,13 @@ def test_a_sample_looks_at_about_so_many_tokens(run, tmp_path):
     assert 900 <= int(line.split()[2].replace(",", "")) * 4 <= 1200
 
 
+def test_an_empty_store_has_no_documents_rather_than_an_unknown_number(run, tmp_path):
+    gptrs.build_store([[""]], tmp_path / "store")
+    code, out, _ = run("inspect", tmp_path / "store")
+    assert code == 0
+    assert "  tokens      0\n  documents   0\n" in out
+
+
 def test_inspect_draws_a_picture(run, train, tmp_path):
     code, out, _ = run("inspect", train, "--plot", tmp_path / "store.png")
     assert (code, f"drawn: {tmp_path / 'store.png'}" in out) == (0, True)

@@ -27,6 +27,39 @@ texts = st.lists(st.sampled_from([*TRICKY, END_OF_TEXT]) | st.text(max_size=5), 
 # Batches
 
 
+ENCODING = TOKENIZER.as_tiktoken()
+"""tiktoken's own code; only the table of ids is ours."""
+
+
+@pytest.mark.parametrize("batch", [[], [""], [*TRICKY, END_OF_TEXT, "", f"a{END_OF_TEXT}b"]])
+def test_batches_of_lists_are_tiktokens(batch):
+    assert TOKENIZER.encode_ordinary_batch(batch) == ENCODING.encode_ordinary_batch(batch)
+    ids = TOKENIZER.encode_batch(batch, allowed_special="all", num_threads=2)
+    assert ids == ENCODING.encode_batch(batch, allowed_special="all", num_threads=2)
+    assert TOKENIZER.decode_batch(ids) == ENCODING.decode_batch(ids)
+
+
+def test_a_batch_refuses_special_tokens_as_a_text_does():
+    with pytest.raises(TokenizerError, match="endoftext"):
+        TOKENIZER.encode_batch(["fine", END_OF_TEXT])
+
+
+def test_single_tokens_are_tiktokens():
+    sample = [0, 127, 128, 220, 255, 31373, 50255, 50256]
+    for token in sample:
+        content = ENCODING.decode_single_token_bytes(token)
+        assert TOKENIZER.decode_single_token_bytes(token) == content
+        assert TOKENIZER.encode_single_token(content) == token
+        assert TOKENIZER.is_special_token(token) == ENCODING.is_special_token(token)
+    assert TOKENIZER.decode_tokens_bytes(sample) == ENCODING.decode_tokens_bytes(sample)
+    assert TOKENIZER.encode_single_token(" the") == ENCODING.encode_single_token(" the")
+    for tokenizer in (TOKENIZER, ENCODING):
+        with pytest.raises(KeyError):
+            tokenizer.encode_single_token("two words")
+        with pytest.raises(KeyError):
+            tokenizer.decode_single_token_bytes(50257)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5, None])
 @given(batch=st.lists(texts | st.just("") | st.just("a\ud800b\udc00"), max_size=12))
 def test_a_batch_has_the_ids_of_each_text_one_by_one(threads, batch):

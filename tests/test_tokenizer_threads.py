@@ -135,7 +135,7 @@ def numbers(tmp_path_factory):
         lambda text, file: TOKENIZER.count(text),
         lambda text, file: TOKENIZER.encode_file(file),
         lambda text, file: train_tokenizer(file, 8000),
-        lambda text, file: train_tokenizer(file, None, kind="char"),
+        lambda text, file: train_tokenizer(file, kind="char"),
     ],
     ids=["one piece", "threads", "count", "file", "train", "characters"],
 )

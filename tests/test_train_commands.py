@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import gptrs
+from gptrs.errors import TrainingError
 from gptrs.text.reading import help_topics
+from gptrs.training import parts as training_parts
 from gptrs.training.callbacks import Callback
 from gptrs.training.checkpoint import checkpoints, step_of
 from gptrs.weights.checkpoint import load_metadata
@@ -122,6 +124,36 @@ def test_training_goes_on_from_weights_and_with_their_tokenizer(run, text, train
     assert gptrs.load_checkpoint(tmp_path / "more")[1] == gptrs.load_checkpoint(trained)[1]
 
 
+def rates(run_dir):
+    found = start(run_dir)
+    return found["learning_rate"], found["final_learning_rate"]
+
+
+def test_weights_that_have_learned_are_moved_with_a_tenth_of_the_learning_rate(
+    run, text, trained, tmp_path, monkeypatch
+):
+    assert rates(trained) == (2.5e-3, 2.5e-4)
+    begun = {"init": [], "lora": ["--lora", "2"], "told": ["--learning-rate", "1e-3"]}
+    said = {}
+    for name, options in begun.items():
+        out = ["--out", tmp_path / name]
+        code, said[name], err = run("train", text, "--init", trained, *QUICK, *options, *out)
+        assert code == 0, err
+    assert rates(tmp_path / "init") == pytest.approx((2.5e-4, 2.5e-5))
+    assert "learning rate up to 0.00025: 0.1 of that from nothing" in said["init"]
+    assert rates(tmp_path / "lora") == (2.5e-3, 2.5e-4)
+    assert rates(tmp_path / "told") == (1e-3, 1e-4)
+    # Another rule would not move a run that goes on.
+    monkeypatch.setattr("gptrs.training.config.FINE_TUNING_SHARE", 0.5)
+    code, out, err = run("train", "--resume", tmp_path / "init", "--steps", 5)
+    assert code == 0, err
+    assert "learning rate up to 0.00025" in out
+    assert "learning_rate was" not in out
+    lines = map(json.loads, (tmp_path / "init" / "metrics.jsonl").read_text().splitlines())
+    warming_up = [line["learning_rate"] for line in lines if line["event"] == "step"]
+    assert warming_up == pytest.approx([2.5e-4 * step / 20 for step in (1, 2, 3, 4, 5)])
+
+
 def test_adapters_are_trained_and_the_merged_model_is_what_is_used(run, text, trained, tmp_path):
     arguments = ["train", text, "--init", trained, "--lora", "2", *QUICK]
     code, _, err = run(*arguments, "--out", tmp_path / "tuned")
@@ -180,7 +212,46 @@ def test_what_is_impossible_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-@pytest.mark.parametrize("given", [["text.txt"], ["--model", "gpt2-124m"], ["--set", "emb_dim=4"]])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "A story."}', "its first entry has no 'instruction'; its keys are 'text'"),
+        ('["A story.", "Another."]', 'begins with \'["A story.", "Another."]\''),
+        ("Once upon a time", "begins with 'Once upon a time'"),
+        ("{'instruction': 1}", "line 1 is not JSON"),
+        ("", "is empty: there are no instructions"),
+    ],
+)
+def test_json_that_is_no_instructions_is_not_trained_on_as_text(run, text, content, message):
+    data = text.with_name("data.jsonl")
+    data.write_text(content)
+    for arguments in ([data], [data, "--val", text.with_name("data.jsonl")]):
+        code, _, err = run("train", *arguments, *TINY)
+        assert code == 2
+        assert f"{data}: " in err
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.json", "text.txt"], "found text.txt beside data.json"),
+        (["data.json", "--val", "text.txt"], "found text.txt beside data.json"),
+        (["text.txt", "--val", "data.json"], "data.json is JSON: tokens and texts are validated"),
+        (["train.bin", "--val", "data.json"], "data.json is JSON: tokens and texts are validated"),
+    ],
+)
+def test_instructions_and_texts_do_not_mix(run, text, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
+    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    code, _, err = run("train", *arguments, *TINY)
+    assert code == 2
+    assert message in err.replace(f"{tmp_path}{os.sep}", "")
+
+
+@pytest.mark.parametrize("given", [["text.txt"], ["--model", "gpt2-124m"], ["--set", "emb_dim=4"],
+                                   ["--dry-run"]])  # fmt: skip
 def test_what_a_run_has_is_not_told_again_when_it_goes_on(run, trained, given):
     code, _, err = run("train", "--resume", trained, *given)
     assert code == 2
@@ -218,6 +289,18 @@ def test_a_dry_run_tells_and_writes_nothing(run, text, tmp_path):
     assert "parameters" in out
     assert "memory" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_under_torchrun_one_process_estimates_for_all(run, text, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        code, said[rank], err = run("train", text, *TINY, "--dry-run")
+        assert code == 0, err
+    assert "2 times that of one process" in said["0"]
+    assert said["1"] == ""
 
 
 def test_help_lists_every_key_with_its_default(run):
@@ -269,6 +352,37 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_goes_on_to_the_bit(
     assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_run_is_trained_by_one_process_at_a_time_also_after_one_was_killed(run, text, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = ["train", text, *SHAPE, "--tokenizer", "char", "--steps", "60", "--device", "cpu",
+                 "--dtype", "float32", "--set", "checkpoint_minutes=1e-9"]  # fmt: skip
+    with gptrs_process(*arguments, "--out", run_dir) as process:
+        try:
+            while not checkpoints(run_dir):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            process.send_signal(signal.SIGSTOP)  # It holds the run, whatever it does.
+            refused = f"{run_dir}: process {process.pid} on "
+            files = run_dir / "run.json", run_dir / "metrics.jsonl"
+            written = [file.read_bytes() for file in files]
+            away = text.rename(tmp_path / "away.txt")  # What is refused has read nothing.
+            code, _, err = run("train", "--resume", run_dir, "--steps", 70)
+            assert (code, err.count("\n")) == (1, 1)
+            assert refused in err
+            assert "trains this run: wait for its end, or stop it" in err
+            with pytest.raises(TrainingError, match=refused):
+                gptrs.train(None, None, run_dir=run_dir, resume=True)
+            assert [file.read_bytes() for file in files] == written
+        finally:
+            process.kill()
+    away.rename(text)
+    code, _, err = run("train", "--resume", run_dir, "--set", "checkpoint_minutes=5")
+    assert code == 0, err
+    assert len(losses(run_dir)) == 60
+    assert not (run_dir / ".lock").exists()
+
+
 def test_a_vocabulary_of_its_own_is_as_large_as_the_text_is_worth(run, tmp_path):
     text = tmp_path / "topics.txt"
     text.write_text(help_topics()[:150_000], "utf-8")
@@ -301,6 +415,44 @@ def test_a_model_chosen_for_the_text_gets_tokens_chosen_for_it(run, tmp_path, mo
     code, _, err = run(*auto, "--tokenizer", "char", "--out", tmp_path / "char")
     assert code == 0, err
     assert gptrs.load_checkpoint(tmp_path / "char")[1].n_vocab < 200
+
+
+def test_what_was_chosen_by_measuring_stays_when_a_run_goes_on(run, tmp_path, monkeypatch):
+    def measured_again(*args, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", lambda *args: 1e9)
+    text, run_dir = tmp_path / "topics.txt", tmp_path / "run"
+    text.write_text(help_topics()[:50_000], "utf-8")
+    options = ["--steps", "3", "--device", "cpu", "--set", "num_evaluations=1"]
+    code, _, err = run("train", text, "--model", "auto", *options, "--out", run_dir)
+    assert code == 0, err
+    begun = start(run_dir)
+    monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", measured_again)
+    monkeypatch.setattr("gptrs.training.inputs.choose_vocab_size", measured_again)
+    monkeypatch.setattr(training_parts, "training_precision", measured_again)
+    monkeypatch.setattr(training_parts, "choose_micro_batch", measured_again)
+    code, out, err = run("train", "--resume", run_dir, "--steps", 5)
+    assert code == 0, err
+    assert "steps was 3, from here on it is 5" in out
+    assert len(losses(run_dir)) == 5
+    state = json.loads((checkpoints(run_dir)[-1] / "state.json").read_text())
+    assert state["model"] == begun["model"]
+    assert state["vocabulary"] == begun["vocabulary"]
+    for name in ("dtype", "dtype_reason", "micro_batch", "micro_batch_reason", "compile"):
+        assert state["chosen"][name] == begun[name], name
+
+
+def test_a_run_goes_on_without_the_file_that_its_model_came_from(run, text, tmp_path):
+    file, run_dir = tmp_path / "model.json", tmp_path / "run"
+    file.write_text(json.dumps({"emb_dim": 12, "n_heads": 3, "n_layers": 1, "context_length": 8}))
+    options = ["--model", file, "--tokenizer", "char", *QUICK]
+    code, _, err = run("train", text, *options, "--out", run_dir)
+    assert code == 0, err
+    file.unlink()
+    code, _, err = run("train", "--resume", run_dir, "--steps", 4)
+    assert code == 0, err
+    assert len(losses(run_dir)) == 4
 
 
 @pytest.mark.parametrize("spec", ["char", "auto"])

@@ -3,6 +3,8 @@
 Two and four processes over gloo, on a CPU; `torchrun` itself where it restarts them.
 """
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -22,18 +24,23 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gptrs import cli
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, TrainingError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora
 from gptrs.model.loss import IGNORE_INDEX
+from gptrs.text.tokenizer_training import train_tokenizer
 from gptrs.training import step as training_step
 from gptrs.training import trainer
 from gptrs.training.checkpoint import checkpoints, step_of
 from gptrs.training.config import TrainingConfig
 from gptrs.training.data import Batch
+from gptrs.training.instructions.template import format_prompt
+from gptrs.training.run_lock import locked
+from gptrs.training.step import World
 from gptrs.training.world import joined
-from gptrs.weights.checkpoint import load_checkpoint
+from gptrs.weights.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.skipif(
     not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
@@ -158,6 +165,34 @@ def learn_from_copy(run_dir, changes, name):
     return learn(run_dir, changes, resume=True)
 
 
+def learn_beside_another(run_dir, changes):
+    """While another job, as it were, trains in the same folder."""
+    is_first = os.environ["RANK"] == "0"
+    with locked(run_dir, World()) if is_first else contextlib.nullcontext():
+        dist.barrier()
+        try:
+            return learn(run_dir, changes)
+        except TrainingError as error:
+            return Outcome([], [], "failed", str(error))
+
+
+def learn_by_command(run_dir, arguments):
+    """`gptrs train`, as torchrun calls it; with what it printed."""
+    printed, wrong = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(wrong):
+        code = cli.main(["train", *map(str, arguments), "--out", str(run_dir)])
+    assert code == 0, wrong.getvalue()
+    dist.barrier()  # The first process has written all of it.
+    return *course(run_dir), printed.getvalue()
+
+
+def course(run_dir):
+    """A run's losses, and its validation losses."""
+    lines = told(run_dir)
+    losses = [line["loss"] for line in lines if line["event"] == "step"]
+    return losses, [line["val_loss"] for line in lines if line["event"] == "evaluation"]
+
+
 def in_process(rank, size, port, results, calls):
     """Makes the calls, one after the other, as a process that torchrun started."""
     torch.set_num_threads(1)
@@ -214,9 +249,50 @@ CALLS = {
     "ddp, failed": (learn_with_nan, {}, (3, 4)),
     "ddp, stopped": (learn_until_told, {}, 1, 5, signal.SIGTERM),
     "fsdp, stopped": (learn_until_told, {"parallel": "fsdp"}, 1, 5, signal.SIGINT),
+    "ddp, refused": (learn_beside_another, {}),
     "ddp, gone on": (learn_from_copy, {}, "ddp, stopped"),
     "fsdp, gone on": (learn_from_copy, {"parallel": "fsdp"}, "fsdp, stopped"),
 }
+
+
+# As `gptrs train` is told.
+LONG = 128
+"""Tokens that an instruction in its template has room in."""
+BY_COMMAND = {
+    "instructions": ["sums.jsonl"],
+    "adapters": ["text.txt", "--lora", "4"],
+    "adapters for instructions": ["sums.jsonl", "--lora", "4"],
+}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A checkpoint with a tokenizer, instructions and a text."""
+    folder = tmp_path_factory.mktemp("learned")
+    entries = [
+        {"instruction": "Add.", "input": f"{a} {b}", "output": str(a + b)}
+        for a in range(8)
+        for b in range(8)
+    ]
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    text = " ".join(format_prompt(entry) + entry["output"] for entry in entries)
+    (folder / "text.txt").write_text(text)
+    tokenizer = train_tokenizer(folder / "text.txt", 300)
+    model = new_model(vocab_size=tokenizer.n_vocab, context_length=LONG)
+    save_checkpoint(model, folder / "base", tokenizer=tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(learned):
+    """Arguments of `gptrs train`."""
+    quick = ["--steps", STEPS, "--device", "cpu", "--dtype", "float32", "--learning-rate", "1e-2",
+             "--set", "num_evaluations=2", "--set", "micro_batch=1",
+             "--set", f"batch_tokens={5 * LONG}", "--set", "warmup_steps=2"]  # fmt: skip
+    return {
+        name: [learned / data, "--init", learned / "base", *options, *quick]
+        for name, (data, *options) in BY_COMMAND.items()
+    }
 
 
 class Two(NamedTuple):
@@ -238,11 +314,12 @@ class Two(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(commands, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    calls = [(function, folder / name, *rest) for name, (function, *rest) in CALLS.items()]
+    wanted = CALLS | {name: (learn_by_command, options) for name, options in commands.items()}
+    calls = [(function, folder / name, *rest) for name, (function, *rest) in wanted.items()]
     first, second = together(2, calls)
-    return Two(folder, dict(zip(CALLS, zip(first, second, strict=True), strict=True)))
+    return Two(folder, dict(zip(wanted, zip(first, second, strict=True), strict=True)))
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +376,12 @@ def test_all_processes_end_when_steps_go_on_being_skipped(two):
         assert "steps skipped in a row: 2" in found.message
 
 
+def test_no_process_trains_where_another_job_does(two):
+    for found in two.outcomes["ddp, refused"]:
+        assert "trains this run" in found.message
+    assert not two.run("ddp, refused").exists()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(two, kind):
     reason = {"ddp": "terminated", "fsdp": "interrupted"}[kind]
@@ -344,14 +427,50 @@ def test_a_run_of_two_processes_goes_on_in_four_with_shards_or_without(two, alon
             assert_same_course(found, alone[0])
 
 
+# --- What `gptrs train` can do besides ---
+
+
+@pytest.mark.parametrize("name", BY_COMMAND)
+def test_two_processes_learn_from_instructions_and_through_adapters_as_one_does(
+    commands, two, tmp_path, name
+):
+    first, second = two.outcomes[name]
+    assert first[:2] == second[:2]
+    assert cli.main(["train", *map(str, commands[name]), "--out", str(tmp_path / "alone")]) == 0
+    losses, val_losses = course(tmp_path / "alone")
+    assert val_losses[-1] < val_losses[0]
+    np.testing.assert_allclose(first[0], losses, rtol=1e-4)
+    np.testing.assert_allclose(first[1], val_losses, rtol=1e-4)
+    ours, theirs = (
+        load_checkpoint(path)[0].state_dict() for path in (two.run(name), tmp_path / "alone")
+    )
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-4)
+    # One voice, one log, one lock that both have let go of.
+    assert first[2].count("Let it write:") == 1
+    assert second[2] == ""
+    assert not (two.run(name) / ".lock").exists()
+
+
 # --- torchrun, and what it may find ---
+
+
+def test_torchrun_trains_adapters_on_instructions(commands, two, tmp_path):
+    name = "adapters for instructions"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gptrs"]
+    command = [sys.executable, *launch, "train", *commands[name], "--out", tmp_path / "run"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Let it write:") == 1
+    losses, _ = course(tmp_path / "run")
+    np.testing.assert_allclose(losses, two.outcomes[name][0][0], rtol=1e-5)
 
 
 @contextmanager
 def torchrun(run_dir, data, *options):
     """`gptrs train` in two processes; what they print goes to out.txt beside the run."""
     sizes = {"context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0}
-    training = {"steps": 300, "batch_tokens": 32, "checkpoint_minutes": 1e-9, "device": "cpu"}
+    training = {"steps": 120, "batch_tokens": 32, "checkpoint_minutes": 1e-9, "device": "cpu"}
     training |= {"dtype": "float32", "num_evaluations": 1, "warmup_steps": 2}
     settings = [f"--set={name}={value}" for name, value in (sizes | training).items()]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]

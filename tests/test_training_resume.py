@@ -1,6 +1,7 @@
 """A run that was stopped, whatever stopped it, goes on to the bit as if nothing had been."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -15,13 +16,16 @@ import torch
 
 import gptrs
 from gptrs.config import GPTConfig
-from gptrs.errors import CheckpointError, ConfigError
+from gptrs.errors import CheckpointError, ConfigError, TrainingError
+from gptrs.file_lock import take
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora, lora_state_dict
 from gptrs.training import checkpoint as training_checkpoint
 from gptrs.training.callbacks import Callback
 from gptrs.training.checkpoint import checkpoints, newest_run, step_of
 from gptrs.training.config import TrainingConfig
+from gptrs.training.run_lock import locked
+from gptrs.training.step import World
 from gptrs.training.trainer import train
 from gptrs.weights.checkpoint import load_checkpoint, load_metadata
 
@@ -304,6 +308,40 @@ def test_a_run_keeps_its_settings_and_tells_those_that_are_changed(tmp_path, cap
     resumed = [line for line in lines if line["event"] == "resumed"]
     assert resumed[-1]["from"] == "checkpoints/step-00000012"
     assert resumed[-1]["changed"]["learning_rate"] == [0.002, 0.001]
+
+
+def test_a_folder_in_which_another_run_begins_or_goes_on_is_refused(tmp_path):
+    run_dir = tmp_path / "new" / "run"
+    with locked(run_dir, World()), pytest.raises(TrainingError, match=f"process {os.getpid()} on "):
+        train(new_model(), TOKENS, settings(), run_dir=run_dir)
+    assert not (tmp_path / "new").exists()  # Nothing came of either.
+    train(new_model(), TOKENS, settings(steps=2), run_dir=run_dir)
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    with locked(run_dir, World()), pytest.raises(TrainingError, match="trains this run"):
+        train(new_model(), TOKENS, settings(), run_dir=run_dir, resume=True)
+    del before[run_dir / "checkpoints"], before[run_dir / "checkpoint"]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    train(new_model(), TOKENS, settings(steps=3), run_dir=run_dir, resume=True)
+
+
+def test_a_lock_that_its_holder_removed_is_nobodys(tmp_path):
+    file = tmp_path / "lock"
+    with file.open("w") as mine:
+        with file.open("w") as theirs:
+            assert take(theirs, file)
+            assert not take(mine, file)
+            if os.name != "nt":
+                file.unlink()
+        assert take(mine, file) is (os.name == "nt")
+
+
+def test_where_there_are_no_locks_a_run_says_so_and_trains(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("gptrs.training.run_lock.take", refuse)
+    train(new_model(), TOKENS, settings(steps=2), run_dir=tmp_path / "run")
+    assert "cannot be locked (No locks available)" in capsys.readouterr().out
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path):

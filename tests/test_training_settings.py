@@ -174,7 +174,15 @@ def test_what_is_left_to_choose_follows_from_the_model():
     assert config.tokens_per_step(128) == 1024
     assert config.peak_learning_rate(64) == config.peak_learning_rate(128) == 2.5e-3
     assert config.peak_learning_rate(768) == pytest.approx(6e-4, rel=0.01)
-    assert config.last_learning_rate(768) == config.peak_learning_rate(768) / 10
+    assert config.last_learning_rate(6e-4) == pytest.approx(6e-5)
     told = TrainingConfig(batch_tokens=64, learning_rate=1e-3, final_learning_rate=0.0)
     assert told.tokens_per_step(8) == 64
-    assert (told.peak_learning_rate(768), told.last_learning_rate(768)) == (1e-3, 0.0)
+    assert (told.peak_learning_rate(768), told.last_learning_rate(1e-3)) == (1e-3, 0.0)
+    assert told.peak_learning_rate(768, fine_tunes=True) == 1e-3
+
+
+@pytest.mark.parametrize("emb_dim", [768, 1024])
+def test_weights_that_have_learned_get_about_the_books_learning_rate(emb_dim):
+    # Chapters 6 and 7 fine-tune GPT-2's 124 and 355 million parameters with 5e-5.
+    found = TrainingConfig().peak_learning_rate(emb_dim, fine_tunes=True)
+    assert found == pytest.approx(5e-5, rel=0.25)

@@ -30,6 +30,7 @@ from gptrs.commands.build import build, merge
 from gptrs.commands.embed import embed, search
 from gptrs.commands.finetune import classify, finetune_classifier
 from gptrs.commands.generate import generate
+from gptrs.commands.groups import EXIT_USAGE, TopicGroup
 from gptrs.commands.model import explain, params
 from gptrs.commands.plot import plot
 from gptrs.commands.runs import runs
@@ -47,7 +48,7 @@ from gptrs.errors import (
 )
 from gptrs.training.config import TrainingConfig
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
+EXIT_FAILURE, EXIT_INTERRUPT = 1, 130
 # What the caller can mend by asking for something else; any other error is a failure on the way.
 BAD_INPUT = (ConfigError, DataError, SourceError, TokenIdError, TokenizerError)
 
@@ -106,8 +107,8 @@ def _keep_waiting_threads_from_spinning() -> None:
 
 
 @click.group(
+    cls=TopicGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    no_args_is_help=False,
 )
 @click.version_option(package_name="gptrs", message="%(prog)s %(version)s")
 def gptrs() -> None:
@@ -117,7 +118,7 @@ def gptrs() -> None:
     """
 
 
-@gptrs.command()
+@click.command()
 @training_options("minutes", "steps", "device", "dtype")
 @runs_option
 def demo(runs_dir: Path, **settings: Any) -> int:
@@ -133,21 +134,9 @@ def demo(runs_dir: Path, **settings: Any) -> int:
     return EXIT_CODES[result.training.reason] if result.training.interrupted else 0
 
 
-gptrs.add_command(train)
-gptrs.add_command(runs)
-gptrs.add_command(generate)
-gptrs.add_command(train_tokenizer)
-gptrs.add_command(tokenize)
-gptrs.add_command(build)
-gptrs.add_command(merge)
-gptrs.add_command(inspect)
-gptrs.add_command(verify)
-gptrs.add_command(convert)
-gptrs.add_command(params)
-gptrs.add_command(explain)
-gptrs.add_command(word2vec)
-gptrs.add_command(embed)
-gptrs.add_command(search)
-gptrs.add_command(finetune_classifier)
-gptrs.add_command(classify)
-gptrs.add_command(plot)
+gptrs.add_topic("A model, from text to text", demo, train, runs, generate)
+gptrs.add_topic("Tokens", train_tokenizer, tokenize)
+gptrs.add_topic("Token stores, larger than memory", build, inspect, convert, merge, verify)
+gptrs.add_topic("What is inside", params, explain, plot)
+gptrs.add_topic("Vectors", embed, search, word2vec)
+gptrs.add_topic("Classes of texts", finetune_classifier, classify)

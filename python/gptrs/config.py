@@ -36,6 +36,9 @@ T5_EXACT_DISTANCES = T5_BUCKETS // 2
 T5_MAX_DISTANCE = 128
 """From here on all distances share T5's last bucket (Raffel et al. 2020, section 2.1)."""
 
+FLOAT32_ATTENTION_TOKENS = 256
+"""Up to so many tokens, what trains in bfloat16 on a CPU attends in float32, which is faster."""
+
 _COUNTS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 _FLAGS = ("qkv_bias", "tie_embeddings")
 
@@ -189,7 +192,10 @@ def get_config(name: str) -> GPTConfig:
         return PRESETS[name]
     except (KeyError, TypeError):
         pass
-    nearest = difflib.get_close_matches(str(name).lower(), PRESETS, n=3, cutoff=0.5)
+    typed = str(name).lower()
+    # All sizes of "gpt2", before names that happen to have as many letters in common.
+    nearest = [preset for preset in PRESETS if typed and preset.startswith(typed)]
+    nearest = nearest or difflib.get_close_matches(typed, PRESETS, n=3, cutoff=0.5)
     hint = f"did you mean {_either(nearest)}?" if nearest else f"there are {', '.join(PRESETS)}"
     raise ConfigError(f"unknown preset {name!r}: {hint}")
 

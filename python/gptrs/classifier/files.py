@@ -64,7 +64,7 @@ def save_classifier(classifier: Classifier, directory: Path, include_model: bool
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _check_other_tokenizer(directory / FILE_NAME, tokenizer)
+        check_other_tokenizer(directory / FILE_NAME, tokenizer)
         tokenizer.save(directory)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from error
@@ -182,8 +182,12 @@ def _fill(
         )
 
 
-def _check_other_tokenizer(file: Path, tokenizer: Tokenizer) -> None:
-    """A folder with another tokenizer is another model's."""
+def check_other_tokenizer(file: Path, tokenizer: Tokenizer) -> None:
+    """Refuses a folder in which another model's classifier is: its tokenizer is another.
+
+    Raises:
+        ConfigError: `file` holds another tokenizer, or is none.
+    """
     try:
         there = Tokenizer.load(file) if file.exists() else tokenizer
     except TokenizerError as error:

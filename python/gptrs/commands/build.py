@@ -109,9 +109,10 @@ def build(inputs: tuple[str, ...], out: Path, spec: str, **settings: Any) -> Non
 @click.option("--deduplicate", is_flag=True,
               help="Leave out documents that equal one of an earlier part.")  # fmt: skip
 def merge(parts: tuple[Path, ...], out: Path, deduplicate: bool) -> None:
-    """Join stores: the parts of `gptrs build --task`, in their order, or any others.
+    """Join stores: the parts of `gptrs build --task`, in their order, or any built alike.
 
-    Files are linked where the disk can, so the parts may be deleted afterwards or kept.
+    Alike: by the same tokenizer, --split-on and other settings that decide what tokens a text
+    becomes. Files are linked where the disk can, so the parts may be deleted afterwards or kept.
     """
     from gptrs.store.building import merge_stores
 
@@ -146,7 +147,18 @@ def _print_summary(out: Path) -> None:
     if any(dropped.values()):
         reasons = (f"{number:,} {reason}" for reason, number in dropped.items() if number)
         click.echo(f"left out: {', '.join(reasons)}")
+    empty = [name for name, manifest in manifests.items() if not manifest["num_documents"]]
+    if len(empty) == 1 < len(manifests):
+        click.echo(
+            f"{empty[0]} is empty: --val-fraction parts whole documents, and a text file is one; "
+            "--split-on makes many of it",
+            err=True,
+        )
 
 
 def _print_next(out: Path) -> None:
-    click.echo(f"\nLook at it:\n  gptrs inspect {shlex.quote(str(_stores(out)[0]))}")
+    from gptrs.store.token_store import TokenStore
+
+    filled = [folder for folder in _stores(out) if len(TokenStore.open(folder))]
+    if filled:
+        click.echo(f"\nLook at it:\n  gptrs inspect {shlex.quote(str(filled[0]))}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import click
 
 from gptrs.embeddings.pooling_kinds import Pooling
-from gptrs.errors import CheckpointError
+from gptrs.errors import CheckpointError, StoreError
 from gptrs.training.config import DeviceName
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ def embed(
     (.txt, .md, any other), JSON Lines (.jsonl), both also .gz, and Parquet. Paragraphs go together
     into a passage while they fit. After Ctrl-C or a kill the same command goes on.
     """
+    from gptrs.store.inputs import find_inputs
+
+    find_inputs(list(inputs), input_format)  # A path that is misspelt is known before torch is.
+
     from gptrs.embeddings.passages import read_passages
     from gptrs.embeddings.vector_index_building import MOST_EXACT, build_index
 
@@ -144,13 +148,16 @@ def search(
 
     if not question:
         raise click.UsageError("QUESTION is empty: there is nothing to search for")
-    index = VectorIndex.open(directory)
+    try:
+        index = VectorIndex.open(directory)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
     made_with = index.facts.model.get("path")
     path = model or (Path(made_with) if made_with else None)
     if path is None:
         raise click.UsageError("the index does not say where its model is: give --model")
     if model is None and not path.exists():
-        raise CheckpointError(f"{path}, which made {directory}, is gone: --model says where it is")
+        raise click.UsageError(f"{path}, which made {directory}, is gone: --model says where it is")
     embedder = _embedder(path, device, **index.facts.settings)
     for hit in index.search(embedder, question, top, exact=exact):
         click.echo(_shown(hit))
@@ -160,7 +167,10 @@ def _embedder(path: Path, device: str, **settings: Any) -> Embedder:
     from gptrs.devices import choose_device
     from gptrs.embeddings.embedder import Embedder
 
-    return Embedder(path, device=choose_device(device), **settings)
+    try:
+        return Embedder(path, device=choose_device(device), **settings)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _print_summary(index: VectorIndex, num_before: int, seconds: float) -> None:

@@ -20,7 +20,7 @@ import click
 
 from gptrs.classifier.labelled_texts import read_table
 from gptrs.embeddings.pooling_kinds import Pooling
-from gptrs.errors import ConfigError, DataError, MissingExtraError
+from gptrs.errors import ConfigError, DataError, MissingExtraError, SourceError
 from gptrs.files import write_whole
 from gptrs.text.reading import decode_utf8
 from gptrs.training.config import DeviceName, DtypeName
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gptrs.classifier.classifier import Classifier
 
 METRICS_FILE, PICTURE_FILE = "metrics.json", "confusion.png"
+# `gptrs.classifier.files.STEM`'s JSON, whose module imports torch.
+CLASSIFIER_FILE = "classifier.json"
 # `gptrs.classifier.body.Train`, whose module imports torch.
 TRAIN = ("head", "last_block", "lora", "all")
 
@@ -87,6 +89,8 @@ def finetune_classifier(
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} cannot be written: it is a file")
+    if not Path(model).exists():
+        raise SourceError(f"{model}: no such file or folder")
     texts, labels = read_table(data, text_column, label_column, delimiter)
     counts = Counter(labels)
     for label, number in sorted(counts.items()):
@@ -96,6 +100,7 @@ def finetune_classifier(
 
     from gptrs.classifier.classifier import Classifier
 
+    _check_tokenizer_in(out, Path(model))
     classifier = Classifier(model, **settings, verbose=True).fit(texts, labels)
     classifier.save(out)
     _write_metrics(classifier, model, counts, out)
@@ -112,6 +117,11 @@ def classify(directory: Path, texts: tuple[str, ...], device: str) -> None:
 
     DIR is what finetune-classifier wrote. Without a TEXT, each line of standard input is one.
     """
+    if not (directory / CLASSIFIER_FILE).is_file():
+        raise SourceError(
+            f"{directory}: no classifier here: there is no {CLASSIFIER_FILE}; "
+            "gptrs finetune-classifier makes one"
+        )
     if not texts:
         content = decode_utf8(sys.stdin.buffer.read(), source="standard input")
         texts = tuple(line for line in content.splitlines() if line)
@@ -121,6 +131,17 @@ def classify(directory: Path, texts: tuple[str, ...], device: str) -> None:
     classifier: Any = Classifier.load(directory, device=device)  # type: ignore[arg-type]
     for text, shares in zip(texts, classifier.predict_proba(texts), strict=True):
         click.echo(f"{classifier.classes_[shares.argmax()]}\t{shares.max():.3f}\t{text}")
+
+
+def _check_tokenizer_in(out: Path, model: Path) -> None:
+    """Refuses before the training what saving would refuse after it: another model's classifier."""
+    from gptrs.classifier.files import check_other_tokenizer
+    from gptrs.text.tokenizer import FILE_NAME, get_tokenizer, own_tokenizer
+    from gptrs.weights.pretrained import tokenizer_beside
+
+    if (out / FILE_NAME).exists():
+        tokenizer = own_tokenizer(tokenizer_beside(model) or get_tokenizer("gpt2"))
+        check_other_tokenizer(out / FILE_NAME, tokenizer)
 
 
 def _write_metrics(classifier: Classifier, model: str, counts: Counter[str], out: Path) -> None:
@@ -143,7 +164,7 @@ def _write_metrics(classifier: Classifier, model: str, counts: Counter[str], out
 def _print_result(classifier: Classifier, out: Path) -> None:
     from gptrs.classifier.labels import confusion_table, save_confusion_figure
 
-    written = f"the classifier, {METRICS_FILE}"
+    written = ["the classifier", METRICS_FILE]
     if classifier.num_cut_:
         click.echo(f"{classifier.num_cut_:,} texts were cut: they are longer than the model sees")
     if classifier.confusion_.any():
@@ -153,10 +174,10 @@ def _print_result(classifier: Classifier, out: Path) -> None:
         )
         try:
             save_confusion_figure(out / PICTURE_FILE, classifier.confusion_, classifier.classes_)
-            written += f" and {PICTURE_FILE}"
+            written.append(PICTURE_FILE)
         except MissingExtraError as error:
             click.echo(f"no {PICTURE_FILE}: {error}")
     click.echo(
-        f"\n{written} are in {out}\n\n"
+        f"\n{', '.join(written[:-1])} and {written[-1]} are in {out}\n\n"
         f'Try it:\n  gptrs classify {shlex.quote(str(out))} "Is this one of them?"'
     )

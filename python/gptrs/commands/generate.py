@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from gptrs.errors import CheckpointError
+from gptrs.errors import CheckpointError, ConfigError
 from gptrs.sampling.requests import EngineName
 from gptrs.training.config import DeviceName
 
@@ -131,6 +131,8 @@ def generate(
         raise click.UsageError("--logprobs is for --file: the terminal has --show-probs")
     if prompt == "":
         raise click.UsageError("--prompt is empty: there is nothing to go on from")
+    if out is not None and file is not None:
+        _check_out(out, file)
     banned = options.pop("banned")
     settings = _settings(options | {"logprobs": logprobs})
     if file is None and prompt is None:
@@ -159,6 +161,13 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         if name in given:
             given[name] = list(given[name])
     return given
+
+
+def _check_out(out: Path, file: Path) -> None:
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out} cannot be written: there is no folder {out.parent}")
+    if out.exists() and out.samefile(file):
+        raise ConfigError(f"{out} has the prompts: --out names another file, for the texts")
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gptrs.config import PRESETS, GPTConfig, get_config
-from gptrs.errors import CheckpointError
+from gptrs.errors import CheckpointError, SourceError
 
 if TYPE_CHECKING:
     import tiktoken
@@ -38,7 +38,7 @@ def params(model: str, length: int | None, batch_size: int) -> None:
     from gptrs.costs.memory_budget import format_memory
     from gptrs.costs.params import format_budget
 
-    cfg = _config_of(model)
+    cfg = config_of(model)
     tables = (
         format_budget(cfg, model),
         format_flops(cfg, length),
@@ -75,9 +75,18 @@ def explain(text: str, model: str, seed: int, blocks: int) -> None:
         click.echo(f"\n{number:>2}  {format_section(section)}")
 
 
-def _config_of(model: str) -> GPTConfig:
-    """A preset's config, or that of the model in a folder or file."""
-    if model in PRESETS or not Path(model).exists():
+def config_of(model: str) -> GPTConfig:
+    """A preset's config, or that of the model in a folder or file.
+
+    Raises:
+        ConfigError, SourceError: there is no such preset, or no such path.
+        click.ClickException: the path has no model that can be read.
+    """
+    if model in PRESETS:
+        return get_config(model)
+    if not Path(model).exists():
+        if Path(model).name != model:  # No preset's name has a folder's in front.
+            raise SourceError(f"{model}: no such file or folder")
         return get_config(model)
     from gptrs.weights.foreign_config import config_without_weights, is_known, read_json
     from gptrs.weights.manifest import CONFIG_FILE, FORMAT, checkpoint_in, read_manifest
@@ -98,7 +107,7 @@ def _config_of(model: str) -> GPTConfig:
 
 def _load(model: str, seed: int) -> tuple[GPTModel, Tokenizer | tiktoken.Encoding, str]:
     """A model, its tokenizer, and what its weights are, in words."""
-    cfg = _config_of(model)  # A preset that is misspelt is known before torch is imported.
+    cfg = config_of(model)  # A preset that is misspelt is known before torch is imported.
     from gptrs.text.tokenizer import get_tokenizer
     from gptrs.weights.pretrained import with_tokenizer
 

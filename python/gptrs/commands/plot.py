@@ -1,11 +1,11 @@
 """The commands `gptrs plot KIND`: pictures of models, texts, vectors, runs and stores.
 
-    of a text by a model    embeddings, inputs, attention, lens, sampling: text_plot_commands
+    of a text by a model    embeddings, inputs, attention, lens, sampling: text_plot
     of a model              projection, positions
     of configs, runs, data  parameters, loss, confusion, store
 
-What is drawn is computed by `insight`, and drawn by `plots`. Torch and matplotlib are imported when
-a command runs.
+What is drawn is computed by `explain.insight`, and drawn by `plots`. Torch and matplotlib are
+imported when a command runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptrs.commands.groups import TopicGroup
+from gptrs.commands.model import config_of
 from gptrs.commands.plot_output import (
     PAGE_SUFFIX,
     check_out,
@@ -25,8 +27,7 @@ from gptrs.commands.plot_output import (
     save,
 )
 from gptrs.commands.text_plot import attention, embeddings, inputs, lens, sampling
-from gptrs.config import PRESETS, GPTConfig, get_config
-from gptrs.errors import CheckpointError, ConfigError, DataError, StoreError
+from gptrs.errors import ConfigError, DataError, StoreError
 from gptrs.files import write_whole
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _SINGLE_BYTES = 256
 """The first ids of a byte-pair vocabulary, as many as there are bytes, are not learned."""
 
 
-@click.group()
+@click.group(cls=TopicGroup)
 def plot() -> None:
     """Draw a model, a text's way through it, vectors, a run or a store.
 
@@ -51,7 +52,7 @@ def plot() -> None:
     """
 
 
-@plot.command()
+@click.command()
 @click.option("--model", "path", metavar="PATH", help="A model, whose token embeddings are drawn.")
 @click.option("--vectors", type=click.Path(path_type=Path),
               help="Or a file of vectors: word2vec's, text or binary, or GloVe's.")  # fmt: skip
@@ -95,7 +96,7 @@ def projection(
     click.echo(f"drawn: {out}")
 
 
-@plot.command()
+@click.command()
 @model_option
 @click.option("--text", help="For relative_key, relative_key_query and transformer_xl: the text "
               "whose queries and keys are averaged.")  # fmt: skip
@@ -129,7 +130,7 @@ def positions(path: str, text: str | None, layer: int, out: Path, style: Style) 
     save(figure, out)
 
 
-@plot.command()
+@click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--by", type=click.Choice(("tokens", "steps", "minutes")),
               help="What the axis counts; by default tokens, or steps where a run does not say "
@@ -149,7 +150,7 @@ def loss(runs: tuple[Path, ...], by: Axis | None, show: Shown, out: Path, style:
     save(losses_figure(curves, by=by, show=show, style=style), out)
 
 
-@plot.command()
+@click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @picture_options
 def confusion(directory: Path, out: Path, style: Style) -> None:
@@ -163,7 +164,7 @@ def confusion(directory: Path, out: Path, style: Style) -> None:
     save(confusion_figure(matrix, classes, title, style=style), out)
 
 
-@plot.command()
+@click.command()
 @click.argument("models", nargs=-1, required=True, metavar="PRESET|PATH...")
 @picture_options
 def parameters(models: tuple[str, ...], out: Path, style: Style) -> None:
@@ -172,11 +173,11 @@ def parameters(models: tuple[str, ...], out: Path, style: Style) -> None:
     from gptrs.costs.params import parameter_budget
     from gptrs.plots import budget_figure
 
-    budgets = {model: parameter_budget(_config_of(model)) for model in models}
+    budgets = {model: parameter_budget(config_of(model)) for model in models}
     save(budget_figure(budgets, title="where the parameters are", style=style), out)
 
 
-@plot.command()
+@click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(0, 40), default=15, show_default=True,
               help="How many of the most frequent tokens to name.")  # fmt: skip
@@ -187,8 +188,9 @@ def store(path: Path, top: int, out: Path, style: Style) -> None:
     save(picture_of_store(path, top, style=style), out)
 
 
-for _kind in (embeddings, inputs, attention, lens, sampling):
-    plot.add_command(_kind)
+plot.add_topic("A text on its way through a model", embeddings, inputs, attention, lens, sampling)
+plot.add_topic("A model, or vectors", projection, positions, parameters)
+plot.add_topic("Runs, classifiers and stores", loss, confusion, store)
 
 
 def picture_of_store(path: Path, top: int = 15, *, style: Style = "light") -> Figure:
@@ -243,18 +245,6 @@ def _of_words(file: Path, count: int) -> tuple[npt.NDArray[Any], list[str]]:
 
     vectors = WordVectors.load(file)
     return vectors.vectors[:count], vectors.words[:count]
-
-
-def _config_of(model: str) -> GPTConfig:
-    """A preset's config, or that of the model in a folder or file."""
-    if model in PRESETS or not Path(model).exists():
-        return get_config(model)
-    from gptrs.weights.pretrained import config_of_pretrained
-
-    try:
-        return config_of_pretrained(model)
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _known_labels(store: TokenStore, ids: list[int]) -> list[str]:

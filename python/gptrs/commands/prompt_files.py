@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm.auto import tqdm
 
-from gptrs.errors import ConfigError, SourceError
+from gptrs.errors import ConfigError, GptrsError, SourceError
 from gptrs.files import write_whole
-from gptrs.sampling.sampler import SamplingConfig, fresh_seed
+from gptrs.sampling.config import SamplingConfig, check_seed, fresh_seed
+from gptrs.sampling.requests import SAMPLING_NAMES, count
 from gptrs.text.reading import decode_utf8
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ CALL_SETTINGS = frozenset(
     ("max_new_tokens", "stop", "num_samples", "best_of", "num_beams", "length_penalty",
      "early_stopping", "logprobs", "choices", "regex", "overflow")
 )  # fmt: skip
+
+COUNTS = {"max_new_tokens": 0, "num_samples": 1, "best_of": 1, "num_beams": 1, "logprobs": 0}
+"""Settings that are whole numbers, and the least that each may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,14 @@ def generate_file(
         _generate(generator, lines, settings.get("seed", fresh_seed()), sys.stdout.buffer)
         return
     seed, num_done = _begin(out, lines, settings | {"model": str(model)})
-    with out.open("ab") as stream:
-        _generate(generator, lines[num_done:], seed, stream, num_done=num_done)
+    try:
+        with out.open("ab") as stream:
+            _generate(generator, lines[num_done:], seed, stream, num_done=num_done)
+    except GptrsError:
+        if not out.stat().st_size:  # Asked for otherwise, it is no other run's results.
+            out.unlink()
+            _settings_file(out).unlink()
+        raise
     _settings_file(out).unlink()
 
 
@@ -100,10 +110,36 @@ def _read(file: Path, settings: dict[str, Any]) -> Iterator[Line]:
         own = {key: value for key, value in fields.items() if key not in ("prompt", "id")}
         if unknown := sorted(own.keys() - known):
             raise SourceError(f"{file}:{number}: unknown setting {unknown[0]!r}")
-        if isinstance(own.get("logit_bias"), dict):  # JSON's keys are strings.
-            own["logit_bias"] = {int(key): value for key, value in own["logit_bias"].items()}
-        yield Line(index, fields["prompt"], fields.get("id"), settings | own)
+        try:
+            yield Line(index, fields["prompt"], fields.get("id"), settings | _checked(own))
+        except ConfigError as error:
+            raise SourceError(f"{file}:{number}: {error}") from error
         index += 1
+
+
+def _checked(own: dict[str, Any]) -> dict[str, Any]:
+    """A line's own settings, with what JSON cannot say put right.
+
+    Raises:
+        ConfigError: a setting is of the wrong kind or out of its range.
+    """
+    biases = own.get("logit_bias")
+    if isinstance(biases, dict):  # JSON's keys are strings.
+        if not all(key.isdecimal() for key in biases):
+            raise ConfigError(f"logit_bias has token ids for keys, found {[*biases]}")
+        own = own | {"logit_bias": {int(key): value for key, value in biases.items()}}
+    SamplingConfig(**{name: own[name] for name in SAMPLING_NAMES & own.keys()})
+    if "seed" in own:
+        check_seed(own["seed"])
+    for name in COUNTS.keys() & own.keys():
+        if own[name] is not None or name in ("max_new_tokens", "num_samples"):
+            count(name, own[name], COUNTS[name])
+    if not isinstance(own.get("regex"), str | None):
+        raise ConfigError(f"regex is a text, found {own['regex']!r}")
+    choices = own.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
+        raise ConfigError(f"choices is a list of texts, found {choices!r}")
+    return own
 
 
 def _begin(out: Path, lines: list[Line], settings: dict[str, Any]) -> tuple[int, int]:

@@ -80,7 +80,8 @@ def inspect(
     # Documents that a token separates are found by reading everything.
     is_searched = sample is not None and store.format in ("nanogpt", "llm.c")
     shortest, longest, bins = (0, 0, []) if is_searched else store._core.document_lengths()
-    click.echo("\n".join(_totals(store, tokenizer, counts, bins)))
+    num_documents = None if is_searched else sum(n for _, n in bins)
+    click.echo("\n".join(_totals(store, tokenizer, counts, num_documents)))
     if bins:
         click.echo(f"\ndocument lengths in tokens: {shortest:,} to {longest:,}, "
                    f"half of them up to about {_median(bins, longest):,}")  # fmt: skip
@@ -186,14 +187,14 @@ def _token_counts(store: TokenStore, sample: int | None) -> Counts:
 
 
 def _totals(
-    store: TokenStore, tokenizer: AnyTokenizer | None, counts: Counts, bins: Bins
+    store: TokenStore, tokenizer: AnyTokenizer | None, counts: Counts, num_documents: int | None
 ) -> Iterator[str]:
-    """One line a number."""
+    """One line a number; a number that was not looked for is None."""
     manifest = store.manifest
     made_by = f"{manifest['tokenizer']['name']}, {store.n_vocab:,} ids"
     yield f"{store.path}: {store.format}, {store.dtype}, {made_by}"
     yield f"  {'tokens':<12}{len(store):,}"
-    yield f"  {'documents':<12}{sum(n for _, n in bins):,}" if bins else f"  {'documents':<12}?"
+    yield f"  {'documents':<12}{'?' if num_documents is None else f'{num_documents:,}'}"
     if text := _bytes_a_token(store, tokenizer, counts):
         yield f"  {'text':<12}{text}"
     if store.format == FOLDER_FORMAT:

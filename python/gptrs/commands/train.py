@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -17,13 +18,14 @@ import click
 
 from gptrs.config import Pos
 from gptrs.errors import ConfigError, GptrsError
-from gptrs.launched import num_processes, num_restarts, one_voice
+from gptrs.launched import local_rank, num_processes, num_restarts, one_voice
 from gptrs.training.config import TrainingConfig
 from gptrs.training.plan import Plan, read_plan, remove_plan, write_plan
 from gptrs.training.settings import Settings, describe_settings, parse_settings, read_settings
 
 if TYPE_CHECKING:
     from gptrs.training.callbacks import Callback
+    from gptrs.training.job import Job
     from gptrs.training.trainer import TrainingResult
 
 EXIT_CODES = {"interrupted": 130, "terminated": 143}
@@ -143,7 +145,8 @@ def train(
     settings = _settings(file, assignments, options)
     if resume is not None:
         named = {"DATA": data, "--model": model, "--init": init, "--val": validation,
-                 "--tokenizer": spec, "--lora": lora, "--out": out}  # fmt: skip
+                 "--tokenizer": spec, "--lora": lora, "--out": out,
+                 "--dry-run": dry_run}  # fmt: skip
         if given := [name for name, value in named.items() if value]:
             raise ConfigError(f"--resume goes on with what the run has: leave {given[0]} out")
         if settings.model:
@@ -164,7 +167,8 @@ def train(
     )
     plan.check()
     if dry_run:
-        return _estimate(plan)
+        with one_voice():
+            return _estimate(plan)
     with one_voice():
         return _begin(plan, out, runs_dir, tensorboard)
 
@@ -186,6 +190,7 @@ def _settings(file: Path | None, assignments: Sequence[str], options: dict[str, 
 def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> int:
     from gptrs.commands.report import next_run_dir
     from gptrs.training.job import prepare_job
+    from gptrs.training.run_lock import locked
     from gptrs.training.trainer import check_folder, has_run
     from gptrs.training.world import joined
 
@@ -197,28 +202,49 @@ def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> i
             if world.most(num_restarts()) and has_run(out):
                 return _go_on(out, {}, tensorboard)
             check_folder(out, resume=False)
-        job = prepare_job(plan, world=world)
-        run_dir = out or next_run_dir(runs_dir, "train")
-        try:
-            if world.rank == 0:
-                write_plan(plan, job.inputs.tokenizer, run_dir)
-            result = job.train(run_dir, callbacks)
-        except GptrsError:
-            if world.rank == 0 and not has_run(run_dir):
-                remove_plan(run_dir)
-            raise
+        with ExitStack() as held:
+            if out is not None:  # Before anything is read; a numbered folder is new.
+                held.enter_context(locked(out, world))
+            job = prepare_job(plan, world=world)
+            run_dir = out or next_run_dir(runs_dir, "train")
+            if out is None:
+                held.callback(_remove_if_empty, run_dir)
+                held.enter_context(locked(run_dir, world))
+            result = _train(plan, job, run_dir, callbacks)
     return _tell(result, run_dir)
+
+
+def _train(plan: Plan, job: Job, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult:
+    """Begins a run in a folder that is locked; if nothing comes of it, its plan goes again."""
+    from gptrs.training.trainer import has_run
+
+    is_first = job.world.rank == 0
+    try:
+        if is_first:
+            settled = plan if plan.init is not None else plan.settled(job.model.cfg)
+            write_plan(settled, job.inputs.tokenizer, run_dir)
+        return job.train(run_dir, callbacks)
+    except GptrsError:
+        if is_first and not has_run(run_dir):
+            remove_plan(run_dir)
+        raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
     from gptrs.training.job import prepare_job
+    from gptrs.training.run_lock import locked
     from gptrs.training.trainer import check_folder
     from gptrs.training.world import joined
 
     check_folder(run_dir, resume=True)
     plan = read_plan(run_dir).changed(changes)
     callbacks = _callbacks(tensorboard)
-    with joined(plan.config()) as world:
+    with joined(plan.config()) as world, locked(run_dir, world):
         job = prepare_job(plan, run_dir, world=world)
         if world.rank == 0:
             write_plan(plan, None, run_dir)  # Whoever goes on again has the changed settings too.
@@ -227,11 +253,15 @@ def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
 
 
 def _estimate(plan: Plan) -> int:
+    """For all processes by one alone: others that measure at the same time would slow it down."""
     from gptrs.training.estimate import estimate, format_estimate
     from gptrs.training.job import prepare_job
 
+    if local_rank() != 0:
+        return 0
     job = prepare_job(plan)
-    click.echo(format_estimate(estimate(job.model.cfg, job.config, job.num_tokens)))
+    found = estimate(job.model.cfg, job.config, job.num_tokens, world_size=num_processes())
+    click.echo(format_estimate(found))
     return 0
 
 

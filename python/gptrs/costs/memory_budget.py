@@ -15,6 +15,9 @@ Activations are what the forward pass keeps for the backward pass, in numbers pe
                    context vectors     1       GELU's output     4      = 16 times emb_dim
     at the end     final_norm's input  1 *     and output        1 *    =  2 times emb_dim
 
+A CPU that trains in bfloat16 attends in float32 over up to 256 tokens: query, key, value and
+context vectors take twice as much, and the context vectors are kept in bfloat16, too.
+
 Positions that learn what they add to the scores have no fused attention to train with on a CPU:
 
     each block     attention weights    n_heads * length
@@ -34,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptrs.config import GPTConfig
+from gptrs.config import FLOAT32_ATTENTION_TOKENS, GPTConfig
 from gptrs.costs.flops import checked_length
 from gptrs.costs.params import parameter_budget
 from gptrs.errors import ConfigError
@@ -124,12 +127,15 @@ def _activations(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow
     in_a_block = 16 + (beside_weights or 0)
     activations = tokens * (in_a_block * L + 2) * cfg.emb_dim
     as_float32 = tokens * (2 * L + 2) * cfg.emb_dim
+    bfloat16 = _FLOAT32 * as_float32 + _BFLOAT16 * (activations - as_float32)
+    if beside_weights is None and length <= FLOAT32_ATTENTION_TOKENS:
+        bfloat16 += tokens * L * cfg.emb_dim * (4 * (_FLOAT32 - _BFLOAT16) + _BFLOAT16)
     rows = [
         MemoryRow(
             part="activations",
             formula=f"batch_size * length * ({in_a_block} * n_layers + 2) * emb_dim",
             float32=_FLOAT32 * activations,
-            bfloat16=_FLOAT32 * as_float32 + _BFLOAT16 * (activations - as_float32),
+            bfloat16=bfloat16,
         )
     ]
     if beside_weights is not None:

@@ -158,7 +158,10 @@ class Embedder(SentenceMethods):
             tokenizer = tokenizer_beside(Path(model)) if tokenizer is None else tokenizer
             model = from_pretrained(model, device=device)
         if not isinstance(model, GPTModel):
-            raise ConfigError(f"a model is a GPTModel or the folder of one, found {model!r}")
+            raise ConfigError(
+                "a model is a GPTModel, or the folder of one or of transformers' GPT-2; "
+                f"found a {type(model).__name__}"
+            )
         if pooling not in get_args(Pooling):
             raise ConfigError(
                 f"pooling is one of {', '.join(get_args(Pooling))}; found {pooling!r}"

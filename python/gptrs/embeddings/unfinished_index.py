@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +30,7 @@ from gptrs.embeddings.nearest import Vectors
 from gptrs.embeddings.passages import Passage
 from gptrs.embeddings.vector_index import GRAPH_FILE, INDEX_FILE, PASSAGES_FILE, VECTORS_FILE, named
 from gptrs.errors import StoreError
+from gptrs.file_lock import take
 from gptrs.files import write_whole
 
 if TYPE_CHECKING:
@@ -223,32 +223,9 @@ def unfinished_folder(directory: Path, *, overwrite: bool = False) -> Iterator[P
 def _locked(path: Path) -> Iterator[None]:
     """Holds a file's lock, which the system releases when the process ends, however it does."""
     with path.open("ab") as file:
-        # Whoever held it may have removed it since it was opened here.
-        is_ours = _lock(file.fileno()) and path.exists()
-        if not is_ours or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if not take(file, path):
             raise StoreError(f"{path.parent.parent}: another process makes an index here")
         yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def _change(then: bytes, now: Passage) -> str:

@@ -219,7 +219,7 @@ class _Reader:
         self.rows[text] = len(self.rows)
 
     def _refuse_line(self, line: bytes, columns: int, number: int) -> NoReturn:
-        _, *found = line.split()
+        found = line.split()[1:]  # An empty line has not even a word.
         wrong = next((part for part in found if _numbers([part], 1) is None), None)
         what = (
             f"{len(found)} numbers" if wrong is None else f"{wrong[:40].decode(errors='replace')!r}"

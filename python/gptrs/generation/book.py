@@ -5,7 +5,8 @@ ids [B, T] ─► Rust loop ◄─► engine (Rust or PyTorch) ; new ids ─► 
 
 from __future__ import annotations
 
-from typing import Any
+from numbers import Integral
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ from gptrs.engines.choice import Choose, Model, make_engine
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.model.eval_mode import grad_mode_kept
 from gptrs.sampling.config import SamplingConfig
+from gptrs.sampling.requests import count
 from gptrs.text.tokenizer import END_OF_TEXT
+
+_NO_ID: Final = 2**32
+"""Ids are below this in every vocabulary."""
 
 
 def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
@@ -25,8 +30,16 @@ def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
 
 
 def token_ids_to_text(token_ids: Tensor, tokenizer: Any) -> str:
-    """The text of token ids [1, T] or [T]."""
-    text: str = tokenizer.decode(token_ids.squeeze(0).tolist())
+    """The text of token ids [1, T] or [T].
+
+    Raises:
+        GenerationError: they have another shape: a batch has a text for each row.
+    """
+    if token_ids.ndim > 2 or (token_ids.ndim == 2 and len(token_ids) != 1):
+        raise GenerationError(
+            f"token_ids has shape {list(token_ids.shape)}, expected [1, tokens] or [tokens]"
+        )
+    text: str = tokenizer.decode(token_ids.flatten().tolist())
     return text
 
 
@@ -66,18 +79,22 @@ def generate(
         context_size: the model sees this many of the newest tokens.
         temperature: divides the logits; 0 takes the largest.
         top_k: draw from the k largest logits, and what ties with the k-th.
-        eos_id: ends a row and is not appended; shorter rows are filled with it.
+        eos_id: ends a row and is not appended; shorter rows are filled with it. One that no token
+            has, such as -1, ends nothing.
     Returns:
         idx and the new tokens, [B, T + at most max_new_tokens].
     Raises:
         ConfigError: a setting is out of its range.
         GenerationError: no prompt tokens, or logits that nothing can be drawn from.
         TokenIdError: idx has an id outside the vocabulary.
+        TypeError: idx is no tensor, or one of numbers with a fraction.
     """
-    if idx.ndim != 2:
-        raise GenerationError(f"idx has shape {list(idx.shape)}, expected [batch, tokens]")
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens is at least 0, found {max_new_tokens}")
+    _check_ids(idx)
+    max_new_tokens = count("max_new_tokens", _plain(max_new_tokens), 0)
+    context_size = count("context_size", _plain(context_size), 1)
+    end = _plain(eos_id)
+    if not isinstance(end, Integral | None):
+        raise ConfigError(f"eos_id is a token id or None, found {end!r}")
     SamplingConfig(temperature=temperature, top_k=top_k)
     choose = _torch_draw(temperature, top_k) if temperature > 0 else None
     # No row outgrows this, so no larger cache is needed; the window is `context_size` all the same.
@@ -91,7 +108,7 @@ def generate(
     loop = _core.Generation(engine)
     # Greedy for Rust: either there is no draw, or torch has made it.
     greedy = SamplingConfig(temperature=0.0).to_core()
-    stop_ids = [] if eos_id is None else [eos_id]
+    stop_ids = [int(end)] if end is not None and 0 <= int(end) < _NO_ID else []
     for row, prompt in enumerate(idx.tolist()):
         loop.submit(
             prompt,
@@ -104,9 +121,23 @@ def generate(
     rows = [tokens for tokens, *_ in grad_mode_kept(loop.run)]
     longest = max(map(len, rows), default=0)
     # Rows differ in length only where eos_id ended one.
-    filled = [row + [eos_id or 0] * (longest - len(row)) for row in rows]
+    filled = [row + [*stop_ids, 0][:1] * (longest - len(row)) for row in rows]
     new = torch.tensor(filled, dtype=idx.dtype, device=idx.device).view(len(idx), longest)
     return torch.cat((idx, new), dim=1)
+
+
+def _check_ids(idx: object) -> None:
+    if not isinstance(idx, Tensor):
+        raise TypeError(f"idx is a tensor of ids [batch, tokens], found {type(idx).__name__}")
+    if idx.ndim != 2:
+        raise GenerationError(f"idx has shape {list(idx.shape)}, expected [batch, tokens]")
+    if idx.is_floating_point() or idx.is_complex() or idx.dtype == torch.bool:
+        raise TypeError(f"idx has ids, which are whole numbers, found {idx.dtype}")
+
+
+def _plain(number: Any) -> Any:
+    """What a tensor of one number holds; anything else as it is."""
+    return number.item() if isinstance(number, Tensor) and number.ndim == 0 else number
 
 
 def _on(model: Model, device: torch.device) -> Model:

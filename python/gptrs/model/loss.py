@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.errors import ConfigError
+from gptrs.model.forward_pass import check_targets
 from gptrs.model.gpt import GPTModel
 from gptrs.model.layers import is_stock
 from gptrs.model.loss_by_columns import BLOCK_COLUMNS, loss_by_columns
@@ -41,6 +42,10 @@ def next_token_loss(
     computed like that where the model is no plain GPTModel (wrapped, hooked, in shards) or its
     `out_head` no plain, bias-free `nn.Linear`: whatever stands there is called.
 
+    Of a GPTModel, positions that do not count get no logits. On a GPU, which would have to be
+    waited for to know how many these are, that is so with `cu_seqlens`: an instruction's prompt
+    is most of it, while plain text counts everywhere.
+
     Args:
         in_idx: int64 [B, T].
         targets: int64 [B, T]; `ignore_index` where a position does not count.
@@ -52,6 +57,8 @@ def next_token_loss(
     if is_stock(model, GPTModel):
         stock = cast(GPTModel, model)
         hidden_ND = stock.hidden_states(in_idx, **documents).flatten(0, 1)
+        if in_idx.device.type == "cpu" or cu_seqlens is not None:
+            hidden_ND, targets_N = _counted(hidden_ND, targets_N, ignore_index, stock.out_head)
         if _is_plain_projection(stock.out_head) and _matmul_dtype(hidden_ND) != torch.float16:
             return linear_cross_entropy(
                 hidden_ND, stock.out_head.weight, targets_N, ignore_index=ignore_index
@@ -113,6 +120,22 @@ def linear_cross_entropy(
         return cast(Tensor, by_rows[0])
     loss: Tensor = loss_by_columns(hidden, weight, targets, ignore_index, dtype, block_columns)[0]
     return loss
+
+
+def _counted(
+    hidden_ND: Tensor, targets_N: Tensor, ignore_index: int, head: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """Both without the rows that do not count; as they are where all count, or none."""
+    if torch.compiler.is_compiling():  # A number of rows that depends on data would break a graph.
+        return hidden_ND, targets_N
+    counted_N = targets_N != ignore_index
+    num_counted = int(counted_N.sum())
+    if num_counted in (0, len(targets_N)) or len(targets_N) != len(hidden_ND):
+        return hidden_ND, targets_N
+    if isinstance(head, nn.Linear):  # Now, while rows have their own numbers.
+        check_targets(targets_N, ignore_index, vocab_size=head.out_features)
+    places_M = counted_N.nonzero().flatten()
+    return hidden_ND.index_select(0, places_M), targets_N[places_M]
 
 
 def _torch_is_at_home(hidden: Tensor) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gptrs import _core
-from gptrs.errors import ConfigError
+from gptrs.errors import ConfigError, StoreError
 from gptrs.store.inputs import Input, InputFormat, find_inputs
 from gptrs.store.rows import check_rows, row_batches
 from gptrs.store.token_store import SHARD_TOKENS, TokenStore
@@ -90,14 +90,15 @@ def build_store(
         SourceError: an input cannot be read, or is damaged; or it has an invalid row, 64 MiB
             without a break, or a character that a tokenizer of characters does not know. What was
             built remains: if the same inputs can be read later, the build goes on.
-        StoreError: `out` cannot be written or holds a store, another build is under way there, or
-            one was begun with other inputs or settings.
+        StoreError: `out` is a file, cannot be written or holds a store, another build is under way
+            there, or one was begun with other inputs or settings.
         TokenizerError: there is no such tokenizer.
         ConfigError: a setting makes no sense.
         MissingExtraError: an input is a Parquet file, and pyarrow is not installed.
     """
     if errors not in ("strict", "replace"):
         raise ConfigError(f'errors is "strict" or "replace", found {errors!r}')
+    _refuse_file(out)
     own = own_tokenizer(tokenizer)
     memory_bytes = parse_bytes(memory)
     sources = find_inputs(inputs, input_format)
@@ -165,10 +166,11 @@ def merge_stores(
 
     Raises:
         StoreError: a part is missing or damaged, the parts differ in tokenizer or settings or are
-            not in order, or `out` cannot be written or holds a store.
+            not in order, or `out` is a file, cannot be written or holds a store.
     """
     if isinstance(parts, (str, bytes, os.PathLike)):
         raise TypeError(f"parts must be a list of folders, found {parts!r}")
+    _refuse_file(out)
     folders = [os.fspath(part) for part in parts]
     with _progress_bar(progress, "merging") as show:
         _core.merge_stores(folders, os.fspath(out), deduplicate=deduplicate, on_progress=show)
@@ -190,6 +192,11 @@ def parse_bytes(size: int | str) -> int:
     if number < 1:
         raise ConfigError(f'memory is a number of bytes, or such as "512MB", found {size!r}')
     return number
+
+
+def _refuse_file(out: str | os.PathLike[str]) -> None:
+    if Path(out).exists() and not Path(out).is_dir():
+        raise StoreError(f"{os.fspath(out)} cannot be written: it is a file, and a store a folder")
 
 
 def _add_rows(

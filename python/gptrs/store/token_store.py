@@ -82,7 +82,13 @@ class TokenStore:
             StoreError: there is no such store, a file of it is missing or has another size, or
                 another tokenizer made it.
             TokenizerError: there is no such tokenizer.
+            TypeError: path is no path.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(
+                f"a store is on the disk, and opened by its path; found {type(path).__name__}; "
+                "tokens in memory are for GPTDatasetV1.from_tokens"
+            )
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = get_tokenizer(tokenizer)
         info = None if tokenizer is None else _info(tokenizer)

@@ -19,6 +19,7 @@ import os
 from gptrs import _core
 from gptrs.errors import ConfigError, TokenizerError
 from gptrs.files import write_whole
+from gptrs.text.tiktoken_names import TiktokenNames
 
 # What is imported here, every command waits for: typing and pathlib take longer than all the rest.
 TYPE_CHECKING = False
@@ -52,7 +53,7 @@ _TIKTOKEN_PREFIX: Final = "tiktoken:"
 _PATTERN: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
-class Tokenizer:
+class Tokenizer(TiktokenNames):
     """A vocabulary of at most 65,536 ids, with the special tokens last.
 
     Made by `get_tokenizer`, `Tokenizer.load` or `train_tokenizer`. Threads may share it: encoding

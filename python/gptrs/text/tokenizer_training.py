@@ -14,7 +14,7 @@ from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, named
 
 def train_tokenizer(
     files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    vocab_size: int | None,
+    vocab_size: int | None = None,
     *,
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     kind: Literal["bpe", "char"] = "bpe",
@@ -28,7 +28,7 @@ def train_tokenizer(
 
     Args:
         vocab_size: the number of ids, at most 65,536: for "bpe" the 256 bytes, the merges and the
-            special tokens; for "char" an upper bound, or None.
+            special tokens, and needed; for "char" an upper bound, or None.
         special_tokens: the last ids, in this order; no whitespace in them. Written in a text, they
             end a document: nothing is learned from them.
         threads: how many threads count words; None is one for each processor.
@@ -51,7 +51,7 @@ def train_tokenizer(
     if kind != "bpe":
         raise ConfigError(f'kind is "bpe" or "char", found {kind!r}')
     if vocab_size is None:
-        raise ConfigError('kind "bpe" needs a vocab_size')
+        raise ConfigError('kind "bpe" needs a vocab_size: 4096 suits some megabytes of text')
     return named(
         _core.train_bpe(paths, vocab_size, special, threads=threads, on_progress=on_progress)
     )

@@ -167,6 +167,24 @@ def newest_run(run_dir: Path, tell: Callable[[str], object]) -> SavedRun | None:
     return None
 
 
+def newest_state(run_dir: Path) -> dict[str, Any] | None:
+    """The JSON of the newest checkpoint whose JSON is good; None if there is none.
+
+    The tensors beside it are not looked at.
+
+    Raises:
+        CheckpointError: one is of a newer format.
+    """
+    for path in reversed(checkpoints(run_dir)):
+        try:
+            return _read_state(path)
+        except _NewerFormatError:
+            raise
+        except CheckpointError:
+            continue
+    return None
+
+
 def read_run(path: Path) -> SavedRun:
     """The checkpoint in a folder; the model's files are compared with their sums, and not read.
 

@@ -35,6 +35,10 @@ the 50,257 token embeddings. The settings below fit it."""
 WINDOWS_PER_STEP = 8
 """What `batch_tokens` is by default, in windows."""
 
+FINE_TUNING_SHARE = 0.1
+"""Of the learning rate from nothing, for weights that have learned. Brown et al. 2020 train a width
+of 1,024 with 3e-4, and the book fine-tunes that model of GPT-2 with 5e-5, as it does one of 768."""
+
 
 class _Allowed(NamedTuple):
     test: Callable[[Any], bool]
@@ -139,7 +143,8 @@ class TrainingConfig:
     learning_rate: float | None = _setting(
         None,
         "The highest learning rate, reached after the warm-up; None is 2.5e-3 up to a width of "
-        "128, and falls with the width to the power 0.8 beyond (6e-4 for 768).",
+        "128, and falls with the width to the power 0.8 beyond (6e-4 for 768); a tenth of that if "
+        "all of a model goes on from weights that have learned (--init without --lora).",
         _optional(_POSITIVE),
         is_common=True,
     )
@@ -259,19 +264,22 @@ class TrainingConfig:
         """`batch_tokens`, or what None stands for."""
         return self.batch_tokens or WINDOWS_PER_STEP * context_length
 
-    def peak_learning_rate(self, emb_dim: int) -> float:
+    def peak_learning_rate(self, emb_dim: int, *, fine_tunes: bool = False) -> float:
         """`learning_rate`, or what None stands for.
 
         Through 6e-4 for GPT-3's 768 (Brown et al. 2020, table 2.1) and what the demo learns best
         with, 2.5e-3 for 128.
+
+        Args:
+            fine_tunes: whether the weights have learned already: they get `FINE_TUNING_SHARE`.
+                Adapters beside them have not; Hu et al. 2021 train GPT-2's with 2e-4.
         """
         if self.learning_rate is not None:
             return self.learning_rate
         ratio = min(1.0, SMALL_GPT.emb_dim / emb_dim)
-        return float(f"{2.5e-3 * ratio**0.8:.3g}")
+        share = FINE_TUNING_SHARE if fine_tunes else 1.0
+        return float(f"{share * 2.5e-3 * ratio**0.8:.3g}")
 
-    def last_learning_rate(self, emb_dim: int) -> float:
-        """`final_learning_rate`, or what None stands for."""
-        if self.final_learning_rate is not None:
-            return self.final_learning_rate
-        return self.peak_learning_rate(emb_dim) / 10
+    def last_learning_rate(self, peak: float) -> float:
+        """`final_learning_rate`, or what None stands for beside this `peak_learning_rate`."""
+        return peak / 10 if self.final_learning_rate is None else self.final_learning_rate

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,18 @@ class BatchSource(Protocol):
 
         Not the micro-batch, nor the ranks: these may change.
         """
+
+
+@runtime_checkable
+class Uncut(Protocol):
+    """A source of batches that leaves it to the run how many rows go through the model at once."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a step, of all ranks together, each as long as the model's context."""
+
+    def cut(self, micro_batch: int) -> BatchSource:
+        """The same steps, at most so many rows at once."""
 
 
 class WindowSource:

@@ -32,8 +32,8 @@ from gptrs.training.data import Tokens
 from gptrs.training.instructions.template import (
     Entry,
     format_prompt,
-    holds_instructions,
     read_instructions,
+    refuse_other_json,
 )
 from gptrs.training.model_choice import choose_model_here, choose_vocab_size
 from gptrs.weights.pretrained import config_of_pretrained, tokenizer_beside
@@ -114,16 +114,10 @@ def read_inputs(
     paths = list(data)
     if any(_is_store(path) for path in paths):
         return _read_stores(paths, validation, spec)
-    if all(path.suffix in _JSON_SUFFIXES and holds_instructions(path) for path in paths):
-        entries = [entry for path in paths for entry in read_instructions(path)]
-        held_out = None if validation is None else read_instructions(validation)
-        return Instructions(
-            entries=entries,
-            validation=held_out,
-            tokenizer=_tokenizer(spec or beside or "gpt2", []),
-        )
+    if any(map(_is_json, paths)):
+        return _read_instructions(paths, validation, spec or beside or "gpt2")
     files = find_text_files(paths)
-    others = [] if validation is None else find_text_files([validation])
+    others = _validation_files(validation)
     spec, reason = spec or beside or for_text, None
     if spec == AUTO:
         spec, reason = _tokenizer_of_its_own(files)
@@ -134,6 +128,33 @@ def read_inputs(
         tokenizer=tokenizer,
         vocabulary_reason=reason,
     )
+
+
+def _read_instructions(
+    paths: list[Path], validation: Path | None, spec: str | Tokenizer
+) -> Instructions:
+    files = paths if validation is None else [*paths, validation]
+    if others := [path for path in files if not _is_json(path)]:
+        raise ConfigError(
+            "instructions, in JSON, are trained and validated on without other texts: found "
+            f"{others[0]} beside {next(filter(_is_json, files))}"
+        )
+    for path in files:
+        refuse_other_json(path)
+    return Instructions(
+        entries=[entry for path in paths for entry in read_instructions(path)],
+        validation=None if validation is None else read_instructions(validation),
+        tokenizer=_tokenizer(spec, []),
+    )
+
+
+def _validation_files(path: Path | None) -> list[Path]:
+    """The files of text to validate on."""
+    if path is None:
+        return []
+    if _is_json(path):
+        raise ConfigError(f"{path} is JSON: tokens and texts are validated on tokens or texts")
+    return find_text_files([path])
 
 
 def _read_stores(
@@ -159,8 +180,7 @@ def _read_stores(
                 f"{path} and {validation} have other tokenizers: {' and '.join(names)}"
             )
         return TokenInputs(data=store, validation=held_out, tokenizer=tokenizer)
-    files = find_text_files([validation])
-    tokens = corpus.tokenize_files(files, store.tokenizer)
+    tokens = corpus.tokenize_files(_validation_files(validation), store.tokenizer)
     return TokenInputs(data=store, validation=tokens, tokenizer=tokenizer)
 
 
@@ -175,6 +195,10 @@ def _tokenizer_of(store: TokenStore) -> Any:
         return store.tokenizer
     except StoreError:
         return None
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() in _JSON_SUFFIXES and not path.is_dir()
 
 
 def _is_store(path: Path) -> bool:

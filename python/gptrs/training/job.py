@@ -26,7 +26,7 @@ from gptrs.training.instructions.data import instruction_data
 from gptrs.training.parts import Data
 from gptrs.training.plan import Plan, kept_tokenizer
 from gptrs.training.step import World
-from gptrs.training.trainer import TrainingResult, train
+from gptrs.training.trainer import TrainingResult, train_locked
 from gptrs.training.validation import Validation
 
 
@@ -38,6 +38,8 @@ class Job:
     inputs: TokenInputs | Instructions
     config: TrainingConfig
     world: World
+    fine_tunes: bool
+    """Whether the model's weights have learned."""
 
     @property
     def num_tokens(self) -> int:
@@ -48,9 +50,9 @@ class Job:
     def train(
         self, run_dir: Path, callbacks: Sequence[Callback], *, resume: bool = False
     ) -> TrainingResult:
-        """Trains, or goes on; raises what `gptrs.train` does."""
+        """Trains, or goes on, in a folder that is `locked`; raises what `gptrs.train` does."""
         data, validation = self._for_training()
-        return train(
+        return train_locked(
             self.model,
             data,
             self.config,
@@ -60,6 +62,7 @@ class Job:
             callbacks=callbacks,
             resume=resume,
             world=self.world,
+            fine_tunes=self.fine_tunes,
         )
 
     def _for_training(self) -> tuple[Data, Validation | None]:
@@ -82,7 +85,8 @@ def prepare_job(plan: Plan, run_dir: Path | None = None, *, world: World | None 
     """Reads the inputs and makes the model.
 
     Args:
-        run_dir: of the run that goes on: its tokenizer is used, not made again.
+        run_dir: of the run that goes on: its tokenizer is used, not made again. Its model's config
+            is in the plan.
         world: the processes that train together; None is this one alone.
     Raises:
         GptrsError: something is missing, damaged or impossible.
@@ -107,12 +111,14 @@ def prepare_job(plan: Plan, run_dir: Path | None = None, *, world: World | None 
         model = new_model(world.first(_config_of_new(plan, inputs, config)), config.seed)
     elif plan.lora is not None:
         model = with_adapters(model, plan.lora, config.seed)
-    return Job(model, inputs, config, world)
+    return Job(model, inputs, config, world, fine_tunes=plan.init is not None)
 
 
 def _config_of_new(
     plan: Plan, inputs: TokenInputs | Instructions, config: TrainingConfig
 ) -> GPTConfig:
+    if plan.model_config is not None:
+        return GPTConfig.of(plan.model_config)
     cfg, reason = model_config(plan.model, plan.model_changes, inputs, config)
     if reason is not None:
         click.echo(reason)

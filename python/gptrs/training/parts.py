@@ -20,10 +20,11 @@ from gptrs.config import GPTConfig
 from gptrs.devices import Precision, choose_device
 from gptrs.errors import ConfigError
 from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import has_lora
 from gptrs.store.token_store import TokenStore
 from gptrs.text.tokenizer import own_tokenizer
-from gptrs.training.config import TrainingConfig
-from gptrs.training.data import BatchSource, Tokens, WindowSource, windows_per_step
+from gptrs.training.config import FINE_TUNING_SHARE, TrainingConfig
+from gptrs.training.data import BatchSource, Tokens, Uncut, WindowSource, windows_per_step
 from gptrs.training.precision import MicroBatch, choose_micro_batch, training_precision
 from gptrs.training.step import World
 from gptrs.training.validation import HeldOut, Validation, given, held_out, split_data
@@ -47,6 +48,8 @@ class Parts:
     compiles: bool
     peak_learning_rate: float
     last_learning_rate: float
+    learning_rate_reason: str | None
+    """None where it is as asked, or what it is from nothing."""
     world: World
 
     def chosen(self) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class Parts:
             "compile": self.compiles,
             "learning_rate": self.peak_learning_rate,
             "final_learning_rate": self.last_learning_rate,
+            "learning_rate_reason": self.learning_rate_reason,
             "parallel": self.world.parallel,
             "world_size": self.world.world_size,
             "num_threads": torch.get_num_threads(),
@@ -76,12 +80,15 @@ def prepare(
     tokenizer: Any,
     world: World,
     chosen: Mapping[str, Any] | None = None,
+    *,
+    fine_tunes: bool = False,
 ) -> Parts:
     """The parts of a run. Computes nothing with the model, and writes nothing.
 
     Args:
         chosen: what `Parts.chosen` was in the run that is resumed: kept where the settings leave
-            the choice and the device is of the same kind.
+            the choice and, for what depends on it, the device is of the same kind.
+        fine_tunes: whether the model's weights have learned.
     Raises:
         ConfigError: a setting is impossible here.
         DataError, TokenIdError: the data is too short, or has other ids than the model.
@@ -92,17 +99,23 @@ def prepare(
     world.check(model, config, precision)
     cfg = model.cfg
     micro_batch, num_train, source = None, None, data
+
+    def settled(rows: int) -> MicroBatch:
+        """How many of a step's rows go through the model at once."""
+        return world.first(_micro_batch(config, cfg, rows, device, precision, world, kept))
+
     if isinstance(data, np.ndarray | TokenStore):
         batch_tokens = config.tokens_per_step(cfg.context_length)
-        windows = windows_per_step(batch_tokens, cfg.context_length, world.world_size)
-        micro_batch = world.first(
-            _micro_batch(config, cfg, windows, device, precision, world, kept)
-        )
+        micro_batch = settled(windows_per_step(batch_tokens, cfg.context_length, world.world_size))
         source, num_train, held = _windows(
             data, validation, config, cfg, micro_batch.size, tokenizer, world
         )
     else:
         held = _given(data, validation)
+        if isinstance(data, Uncut):
+            micro_batch = settled(data.num_rows)
+            source = data.cut(micro_batch.size)
+    peak, last, reason = _learning_rates(config, model, fine_tunes, chosen)
     return Parts(
         device=device,
         precision=precision,
@@ -111,8 +124,9 @@ def prepare(
         held_out=held,
         num_train_tokens=num_train,
         compiles=device.type == "cuda" if config.compile is None else config.compile,
-        peak_learning_rate=config.peak_learning_rate(cfg.emb_dim),
-        last_learning_rate=config.last_learning_rate(cfg.emb_dim),
+        peak_learning_rate=peak,
+        last_learning_rate=last,
+        learning_rate_reason=reason,
         world=world,
     )
 
@@ -184,6 +198,20 @@ def _micro_batch(
         num_sharing=world.num_here if device.type == "cpu" else 1,
         num_shards=world.world_size if world.is_sharded else 1,
     )
+
+
+def _learning_rates(
+    config: TrainingConfig, model: GPTModel, fine_tunes: bool, chosen: Mapping[str, Any] | None
+) -> tuple[float, float, str | None]:
+    """The highest, the last, and what led to them."""
+    if chosen is not None and config.learning_rate is None:
+        last = config.final_learning_rate
+        last = chosen["final_learning_rate"] if last is None else last
+        return chosen["learning_rate"], last, chosen.get("learning_rate_reason")
+    is_lower = config.learning_rate is None and fine_tunes and not has_lora(model)
+    peak = config.peak_learning_rate(model.cfg.emb_dim, fine_tunes=is_lower)
+    reason = f"{FINE_TUNING_SHARE:g} of that from nothing, since the weights have learned"
+    return peak, config.last_learning_rate(peak), reason if is_lower else None
 
 
 def described(

@@ -1,6 +1,7 @@
 """What `gptrs train` was asked for, in the run's folder: enough to go on with it. No torch here.
 
-RUN/run.json          data, model, settings, as they were given; paths are absolute
+RUN/run.json          data, model, settings, as they were given; paths are absolute; and the config
+                      of the model that came of it, which goes on whatever "auto" would choose now
 RUN/tokenizer.json    the tokenizer: one of the text's characters was made for this run
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Plan:
     """Fields of TrainingConfig that were set."""
     init: str | None = None
     lora: int | None = None
+    model_config: dict[str, Any] | None = None
+    """Of the new model, all fields, once they are settled; with `init` None."""
 
     def check(self) -> None:
         """Refuses what is impossible before torch is imported and text is read.
@@ -56,6 +58,10 @@ class Plan:
     def config(self) -> TrainingConfig:
         """The settings, with the defaults of all that was not set."""
         return TrainingConfig.of(self.training)
+
+    def settled(self, model_config: GPTConfig) -> Plan:
+        """The same with the config that its new model has."""
+        return dataclasses.replace(self, model_config=model_config.to_dict())
 
     def changed(self, training: Mapping[str, Any]) -> Plan:
         """The same with other settings."""
@@ -103,8 +109,6 @@ def kept_tokenizer(run_dir: Path) -> Tokenizer | None:
 
 
 def remove_plan(run_dir: Path) -> None:
-    """Takes back what `write_plan` wrote, and the folder if nothing else is in it."""
+    """Takes back what `write_plan` wrote."""
     for name in (FILE, FILE_NAME):
         (run_dir / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        run_dir.rmdir()

@@ -173,7 +173,7 @@ def _parsed(key: str, text: str) -> Any:
 
 def _texts(text: str) -> Any:
     """Several texts if they are written as TOML has them, `["a", "b"]`; else this one."""
-    if not text.startswith(("[\"", "['")):
+    if not text.startswith(('["', "['")):
         return (text,) if text else ()
     try:
         return tuple(tomllib.loads(f"texts = {text}")["texts"])

@@ -77,6 +77,9 @@ class Telling:
             lines.append(
                 f"{self._run.tokens_per_step:,} tokens a step, {size:,} windows at once: {reason}"
             )
+        if parts.learning_rate_reason is not None:
+            peak = parts.peak_learning_rate
+            lines.append(f"learning rate up to {peak:.2g}: {parts.learning_rate_reason}")
         self.message("\n".join(lines))
 
     def resumed(self, saved: SavedRun, parts: Parts) -> None:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback, Evaluation
-from gptrs.training.checkpoint import SavedRun, checkpoints, newest_run
+from gptrs.training.checkpoint import SavedRun, checkpoints, newest_run, newest_state
 from gptrs.training.config import TrainingConfig
 from gptrs.training.model_state import ModelState
 from gptrs.training.parts import Data, described, prepare
@@ -31,6 +31,7 @@ from gptrs.training.reports.metrics import METRICS_FILE
 from gptrs.training.reports.progress import ProgressBar
 from gptrs.training.resume import refuse_another_run
 from gptrs.training.run import Run
+from gptrs.training.run_lock import locked
 from gptrs.training.step import World
 from gptrs.training.validation import Validation
 from gptrs.training.world import joined
@@ -76,6 +77,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     world: World | None = None,
+    fine_tunes: bool = False,
 ) -> TrainingResult:
     """Trains `model` in place; Ctrl-C or SIGTERM ends it after the step, with a checkpoint of it.
 
@@ -97,6 +99,8 @@ def train(
         world: the processes that train together; None: those that torchrun started, or this one
             alone, as `parallel` of the config says. In each of them `train` is called alike. With
             parallel="fsdp" the model is left in shards: take it from the checkpoint.
+        fine_tunes: the model's weights have learned already: unless the config has a learning rate,
+            it is a tenth of what it would be from nothing. Adapters keep that, being new.
     Raises:
         ConfigError: a setting is impossible here, the tokenizer cannot be saved, `run_dir` has
             a run already, or the one to resume is of another model, data or vocabulary.
@@ -105,31 +109,52 @@ def train(
         CheckpointError: `run_dir` or the last checkpoint cannot be written, or all checkpoints to
             resume from are damaged.
         TrainingError: the loss or the gradient was not finite for several steps, or memory ran
-            out; the message names the last good checkpoint, or says what to lower.
+            out; the message names the last good checkpoint, or says what to lower. Or another
+            process trains in `run_dir`.
     """
     run_dir = Path(run_dir)
-    saved = _saved_run(run_dir, resume=resume)
+    check_folder(run_dir, resume=resume)
     if config is None:
-        config = TrainingConfig() if saved is None else TrainingConfig.of(saved.state["config"])
-    with nullcontext(world) if world is not None else joined(config) as world:
-        return _train(model, data, config, run_dir, tokenizer, validation, callbacks, saved, world)
+        state = newest_state(run_dir) if resume else None
+        config = TrainingConfig() if state is None else TrainingConfig.of(state["config"])
+    group = nullcontext(world) if world is not None else joined(config)
+    with group as world, locked(run_dir, world):
+        return train_locked(
+            model,
+            data,
+            config,
+            run_dir=run_dir,
+            tokenizer=tokenizer,
+            validation=validation,
+            callbacks=callbacks,
+            resume=resume,
+            world=world,
+            fine_tunes=fine_tunes,
+        )
 
 
-def _train(
+def train_locked(
     model: GPTModel,
     data: Data,
     config: TrainingConfig,
+    *,
     run_dir: Path,
     tokenizer: Any,
     validation: Validation | None,
     callbacks: Sequence[Callback],
-    saved: SavedRun | None,
+    resume: bool,
     world: World,
+    fine_tunes: bool,
 ) -> TrainingResult:
+    """`train` in a folder that the caller has `locked`, so that what it prepares is safe too."""
+    check_folder(run_dir, resume=resume)
+    saved = newest_run(run_dir, tqdm.write) if resume else None
     _check_same_start(saved, run_dir, world)
     state = ModelState(model, tokenizer, run_dir / RUN_FOLDER)
     chosen = None if saved is None else saved.state["chosen"]
-    parts = prepare(model, data, validation, config, tokenizer, world, chosen)
+    parts = prepare(
+        model, data, validation, config, tokenizer, world, chosen, fine_tunes=fine_tunes
+    )
     start = described(parts, model, config, tokenizer)
     if saved is not None:
         refuse_another_run(saved.state, start)
@@ -181,11 +206,6 @@ def check_folder(run_dir: Path, *, resume: bool) -> None:
     there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise CheckpointError(f"{run_dir}: cannot be written: {there} is no folder to write to")
-
-
-def _saved_run(run_dir: Path, *, resume: bool) -> SavedRun | None:
-    check_folder(run_dir, resume=resume)
-    return newest_run(run_dir, tqdm.write) if resume else None
 
 
 def _check_same_start(saved: SavedRun | None, run_dir: Path, world: World) -> None:

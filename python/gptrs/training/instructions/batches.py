@@ -12,6 +12,7 @@ needs nothing else.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,14 +92,14 @@ class PackedInstructions:
 class InstructionSource:
     """What a training run learns from when it learns to follow instructions.
 
-    Each epoch has all rows once, in an order of its own; a step may have rows of two epochs.
+    Each epoch has all rows once, in an order of its own; a step may have rows of two epochs. How
+    many go through the model at once, `gptrs.train` sees to.
 
     Args:
         encoded: what `encode_instructions` made.
         context_length: tokens of a row: the model's, or fewer, but no instruction is longer.
         batch_tokens: tokens of a step on all ranks together, padding and prompts included: a
             multiple of context_length.
-        micro_batch: rows that go through the model at once; None is all of a rank's.
         rank, world_size: which rows of each step are this process's.
         held_out: what is validated on, for `describe` alone.
     Raises:
@@ -113,15 +114,14 @@ class InstructionSource:
         batch_tokens: int,
         *,
         seed: int,
-        micro_batch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         held_out: EncodedInstructions | None = None,
     ) -> None:
         self.num_rows = windows_per_step(batch_tokens, context_length, world_size)
+        self._micro_batch = self.num_rows
         self.packed = PackedInstructions(encoded, context_length, seed=seed)
         self.seed, self._held_out = seed, held_out
-        self.micro_batch = micro_batch or self.num_rows
         share = range(world_size + 1)
         self._share = [self.num_rows * r // world_size for r in share][rank : rank + 2]
 
@@ -130,11 +130,17 @@ class InstructionSource:
         """Of all ranks together, padding and prompts included."""
         return self.num_rows * self.packed.row_length
 
+    def cut(self, micro_batch: int) -> InstructionSource:
+        """The same steps, at most so many rows at once; uncut it is all of a rank's."""
+        cut = copy.copy(self)
+        cut._micro_batch = micro_batch
+        return cut
+
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        """This rank's rows of a step, `micro_batch` at a time."""
+        """This rank's rows of a step, a micro-batch at a time."""
         rows = self._rows(*(step * self.num_rows + place for place in self._share))
-        for begin in range(0, len(rows), self.micro_batch):
-            yield self.packed.batch(rows[begin : begin + self.micro_batch])
+        for begin in range(0, len(rows), self._micro_batch):
+            yield self.packed.batch(rows[begin : begin + self._micro_batch])
 
     def epochs_before(self, step: int) -> float:
         """How often the instructions have been seen before a step."""

@@ -11,16 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from gptrs.config import GPTConfig
-from gptrs.devices import Precision, choose_device
-from gptrs.training.config import TrainingConfig
-from gptrs.training.data import Batch, windows_per_step
+from gptrs.training.config import WINDOWS_PER_STEP, TrainingConfig
+from gptrs.training.data import Batch
 from gptrs.training.instructions.batches import InstructionSource, instruction_batches
 from gptrs.training.instructions.template import check_entries
 from gptrs.training.instructions.tokens import LossOn, TooLong, encode_instructions, hold_out
-from gptrs.training.precision import choose_micro_batch
 from gptrs.training.step import World
 from gptrs.training.validation import check_ids
 
@@ -62,8 +58,7 @@ def instruction_data(
     Raises:
         DataError: an entry is not as it should be, all are too long, or there are too few.
         TokenIdError: the tokenizer has ids that the model does not know, and entries have them.
-        ConfigError: a step is no whole number of rows; the tokenizer has no end-of-text; or memory
-            does not hold a row.
+        ConfigError: a step is no whole number of rows; or the tokenizer has no end-of-text.
     """
     world = world or World()
     entries = check_entries(entries)
@@ -77,32 +72,22 @@ def instruction_data(
     )
     for encoded in (learned, held_out):
         check_ids(encoded.tokens, cfg.vocab_size)
-    batch_tokens = config.tokens_per_step(cfg.context_length)
-    num_rows = windows_per_step(batch_tokens, cfg.context_length, world.world_size)
-    chosen = choose_micro_batch(
-        cfg,
-        config.micro_batch,
-        -(-num_rows // world.world_size),
-        device=choose_device(config.device),
-        # The most that a run can need: what it computes in is chosen later.
-        precision=Precision(torch.float32, "for the most memory"),
-        checkpointing=config.activation_checkpointing,
-        num_sharing=world.num_here,
-    )
-    micro_batch = world.first(chosen.size)  # All cut what is held out alike.
     source = InstructionSource(
         learned,
         cfg.context_length,
-        batch_tokens,
+        config.tokens_per_step(cfg.context_length),
         seed=config.seed,
-        micro_batch=micro_batch,
         rank=world.rank,
         world_size=world.world_size,
         held_out=held_out,
     )
     most = max(1, config.max_validation_tokens // cfg.context_length)
+    # Without gradients a row takes little memory: nothing is measured, and a resume cuts alike.
     batches = instruction_batches(
-        held_out, cfg.context_length, batch_size=micro_batch, max_rows=most
+        held_out,
+        cfg.context_length,
+        batch_size=config.micro_batch or WINDOWS_PER_STEP,
+        max_rows=most,
     )
     description = f"to train on: {learned}, {source.packed}\nheld out: {held_out}"
     return InstructionData(source, batches, description)

@@ -19,7 +19,7 @@ All entries are checked when they are read. No tokens here, and no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ PREAMBLE = (
 RESPONSE_HEADING = "\n\n### Response:\n"
 _SHOWN_PROBLEMS = 3
 _SHOWN_CHARS = 80
+_BEGINNING = 1 << 20
 
 Entry = dict[str, Any]
 """`instruction` and `output`, str and not empty; `input`, a str; whatever else its line had."""
@@ -84,27 +85,44 @@ def check_entries(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
     return _checked(enumerate(entries), "instructions", "entry")
 
 
-def holds_instructions(path: str | Path) -> bool:
-    """Whether a file begins as `read_instructions` needs it: with an entry's `instruction`.
+def refuse_other_json(path: str | Path) -> None:
+    """Raises DataError if a JSON file begins with something else than an entry's `instruction`.
 
-    Looks at the beginning alone, so that a large file of plain texts is not read.
+    Looks at the beginning alone, so that a large file of plain texts is not read. What that cannot
+    tell, such as a file that is no JSON, is left to `read_instructions`.
     """
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
-            start = file.read(1 << 16).lstrip(" \t\r\n[")
+            start = file.read(_BEGINNING).strip(" \t\r\n")
     except (OSError, UnicodeDecodeError):
-        return False
+        return
+    if (found := _instead_of_an_entry(start)) is not None:
+        raise DataError(
+            f"{path}: {found}; JSON is trained on if it has instructions: objects with "
+            "'instruction', 'output' and, where there is one, 'input'. `gptrs build` makes a store "
+            "of the texts in JSON Lines"
+        )
+
+
+def _instead_of_an_entry(start: str) -> str | None:
+    """What a file begins with that is no entry; None: it may be one."""
+    first = start.removeprefix("[").lstrip(" \t\r\n")
+    if first[:1] in ("", "]"):
+        return None
+    if first[0] != "{":
+        return f"begins with {_shown(start)}"
     # The object may be cut off, so its keys are looked for one by one.
-    decoder, place = json.JSONDecoder(), 1
+    decoder, place, keys = json.JSONDecoder(), 1, []
     try:
-        while start[:1] == "{":
-            key, place = decoder.raw_decode(start, _next(start, place, " \t\r\n,"))
+        while first[place := _next(first, place, " \t\r\n,")] != "}":
+            key, place = decoder.raw_decode(first, place)
             if key == "instruction":
-                return True
-            _, place = decoder.raw_decode(start, _next(start, place, " \t\r\n:"))
-    except ValueError:
-        pass
-    return False
+                return None
+            keys.append(key)
+            _, place = decoder.raw_decode(first, _next(first, place, " \t\r\n:"))
+    except (ValueError, IndexError, RecursionError):
+        return None
+    return f"its first entry has no 'instruction'; its keys are {_listed(keys)}"
 
 
 def _next(text: str, place: int, skipped: str) -> int:
@@ -164,8 +182,7 @@ def _problem(entry: Any) -> str | None:
         return f"is not an object with instruction and output: found {_shown(entry)}"
     for key in ("instruction", "output"):
         if key not in entry:
-            keys = ", ".join(map(repr, entry)) or "none"
-            return f"has no {key!r}; its keys are {keys}"
+            return f"has no {key!r}; its keys are {_listed(entry)}"
         if not isinstance(entry[key], str):
             return f"has an {key!r} that is no text: {_shown(entry[key])}"
         if not entry[key].strip():
@@ -173,6 +190,10 @@ def _problem(entry: Any) -> str | None:
     if not isinstance(entry.get("input"), str | None):
         return f"has an 'input' that is no text: {_shown(entry['input'])}"
     return None
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(map(repr, keys)) or "none"
 
 
 def _shown(value: Any) -> str:

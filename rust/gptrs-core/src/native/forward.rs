@@ -7,8 +7,8 @@
 //!  norm ─► its rows of ff.0, GELU | its rows of ff.2, added to x |
 //! ```
 //!
-//! A thread computes whole sums, for all tokens: which thread has which rows changes no bit. Of one or
-//! two tokens every thread takes the norm for itself, which is cheaper than to wait for it.
+//! A thread computes whole sums, for all tokens: which thread has which rows changes no bit. Of a few
+//! tokens (`inputs`) every thread takes the norm for itself, which is cheaper than to wait for it.
 
 #![allow(
     unsafe_code,
