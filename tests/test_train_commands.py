@@ -385,7 +385,7 @@ def test_a_run_is_trained_by_one_process_at_a_time_also_after_one_was_killed(run
 
 def test_a_vocabulary_of_its_own_is_as_large_as_the_text_is_worth(run, tmp_path):
     text = tmp_path / "topics.txt"
-    text.write_text(help_topics()[:150_000], "utf-8")
+    text.write_text(help_topics()[:300_000], "utf-8")
     code, out, err = run("train", text, *TINY, "--tokenizer", "auto", "--out", tmp_path / "run")
     assert code == 0, err
     assert f"1,024 tokens for {text.stat().st_size:,} bytes of text" in out
@@ -402,19 +402,16 @@ def test_a_text_too_short_for_a_vocabulary_takes_gpt2s(run, text, tmp_path):
     assert gptrs.load_checkpoint(tmp_path / "run")[1].n_vocab == 50257
 
 
-def test_a_model_chosen_for_the_text_gets_tokens_chosen_for_it(run, tmp_path, monkeypatch):
+def test_a_model_is_chosen_for_tokens_that_were_chosen(run, tmp_path, monkeypatch):
     monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", lambda *args: 1e9)
     text = tmp_path / "topics.txt"
     text.write_text(help_topics()[:50_000], "utf-8")
-    auto = ("train", text, *QUICK, "--model", "auto", "--minutes", 0.01)
-    code, out, err = run(*auto, "--out", tmp_path / "run")
+    auto = ("--model", "auto", "--tokenizer", "auto", "--minutes", 0.01)
+    code, out, err = run("train", text, *QUICK, *auto, "--out", tmp_path / "run")
     assert code == 0, err
     assert "512 tokens for" in out
     assert "layers" in out
     assert gptrs.load_checkpoint(tmp_path / "run")[1].n_vocab == 512
-    code, _, err = run(*auto, "--tokenizer", "char", "--out", tmp_path / "char")
-    assert code == 0, err
-    assert gptrs.load_checkpoint(tmp_path / "char")[1].n_vocab < 200
 
 
 def test_what_was_chosen_by_measuring_stays_when_a_run_goes_on(run, tmp_path, monkeypatch):
@@ -424,8 +421,9 @@ def test_what_was_chosen_by_measuring_stays_when_a_run_goes_on(run, tmp_path, mo
     monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", lambda *args: 1e9)
     text, run_dir = tmp_path / "topics.txt", tmp_path / "run"
     text.write_text(help_topics()[:50_000], "utf-8")
+    auto = ["--model", "auto", "--tokenizer", "auto"]
     options = ["--steps", "3", "--device", "cpu", "--set", "num_evaluations=1"]
-    code, _, err = run("train", text, "--model", "auto", *options, "--out", run_dir)
+    code, _, err = run("train", text, *auto, *options, "--out", run_dir)
     assert code == 0, err
     begun = start(run_dir)
     monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", measured_again)

@@ -1,6 +1,6 @@
 """The demo: a small GPT learns English from Python's own help texts, then writes.
 
-    help topics ─► vocabulary ─► tokens ─► train, with samples on the way ─► checkpoint, loss.png
+    help topics ─► tokens ─► train, with samples before, during and after ─► checkpoint, loss.png
                                                                                  │
                                                           a streamed completion ◄┘  loaded again
 
@@ -9,9 +9,8 @@ Every demo is a new numbered run, `runs/demo-001` and so on. It needs no network
 
 from __future__ import annotations
 
-import tempfile
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -20,11 +19,9 @@ from gptrs.commands.report import print_stream, train_in_new_run
 from gptrs.generation.generator import Generator
 from gptrs.sampling.requests import Options
 from gptrs.text.reading import help_topics
-from gptrs.text.tokenizer import Tokenizer
-from gptrs.text.tokenizer_training import train_tokenizer
+from gptrs.text.tokenizer import get_tokenizer
 from gptrs.training.callbacks import Callback, Evaluation, RunView
 from gptrs.training.config import SMALL_GPT, TrainingConfig
-from gptrs.training.model_choice import choose_vocab_size
 from gptrs.training.trainer import TrainingResult
 from gptrs.weights.checkpoint import load_checkpoint
 
@@ -51,21 +48,20 @@ def run_demo(runs_dir: str | Path = "runs", config: TrainingConfig | None = None
         ConfigError: the device or dtype in `config` is not available here.
         TrainingError: see `train`.
     """
+    tokenizer = get_tokenizer("gpt2")
     text = help_topics()
-    tokenizer = _learned_tokenizer(text)
     print(
         f"A GPT of {SMALL_GPT.n_layers} layers, {SMALL_GPT.emb_dim} wide, learns from the "
-        f"{len(text):,} characters of Python's help topics, in {tokenizer.n_vocab:,} tokens that "
-        "were learned from them first.\n"
+        f"{len(text):,} characters of Python's help topics.\n"
     )
     result = train_in_new_run(
         runs_dir,
         "demo",
-        replace(SMALL_GPT, vocab_size=tokenizer.n_vocab),
+        SMALL_GPT,
         tokenizer.encode_to_numpy(text),
         config or TrainingConfig(),
         tokenizer=tokenizer,
-        callbacks=[_SampleWriter(tokenizer)],
+        callbacks=[_SampleWriter()],
     )
     if result.interrupted:
         return DemoResult(training=result, completion="")
@@ -77,20 +73,10 @@ def run_demo(runs_dir: str | Path = "runs", config: TrainingConfig | None = None
     return DemoResult(training=result, completion=completion)
 
 
-def _learned_tokenizer(text: str) -> Tokenizer:
-    """As many tokens as the text is worth: of GPT-2's 50,257 it has only a tenth."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "text.txt"
-        file.write_text(text, "utf-8")
-        vocab_size, _ = choose_vocab_size(file.stat().st_size)
-        return train_tokenizer(file, vocab_size)
-
-
 class _SampleWriter(Callback):
     """Prints how the model would continue the prompt, a few times in a run."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self) -> None:
         self._shares_left = list(SAMPLED_SHARES)
 
     def on_evaluation(self, run: RunView, evaluation: Evaluation) -> None:
@@ -98,8 +84,7 @@ class _SampleWriter(Callback):
         if not self._shares_left or evaluation.progress < self._shares_left[0]:
             return
         self._shares_left = [share for share in self._shares_left if share > evaluation.progress]
-        generator = Generator(run.model, self._tokenizer)
-        completion = generator(PROMPT, SAMPLE_TOKENS, **SAMPLING)[0]
+        completion = Generator(run.model)(PROMPT, SAMPLE_TOKENS, **SAMPLING)[0]
         tqdm.write(textwrap.indent(f"{PROMPT}{completion.text}", "    | ", lambda line: True))
 
 

@@ -101,8 +101,7 @@ def _epilog() -> str:
               "file.")  # fmt: skip
 @click.option("--tokenizer", "spec", help="gpt2, char (the text's characters), auto (learned from "
               "the text, as large as it is worth), tiktoken:gpt2, or the path of a tokenizer.json. "
-              "By default the data's or the model's own; else gpt2, with --model auto "
-              "auto.")  # fmt: skip
+              "By default the data's or the model's own, or gpt2.")  # fmt: skip
 @click.option("--val", "validation", type=click.Path(path_type=Path),
               help="What to validate on; by default the last part of DATA.")  # fmt: skip
 @click.option("--lora", type=click.IntRange(min=1), metavar="RANK",

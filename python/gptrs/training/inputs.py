@@ -97,15 +97,12 @@ def read_inputs(
     validation: Path | None,
     spec: str | Tokenizer | None,
     beside: Any = None,
-    *,
-    for_text: str = "gpt2",
 ) -> TokenInputs | Instructions:
     """Opens or reads the data, and finds the tokenizer that goes with it.
 
     Args:
-        spec: `--tokenizer`, or a tokenizer; None: a store's own, or `beside`, or `for_text`.
+        spec: `--tokenizer`, or a tokenizer; None: a store's own, or `beside`, or GPT-2's.
         beside: the tokenizer of the model that is trained on.
-        for_text: what text is tokenized with if nobody says; instructions take GPT-2's.
     Raises:
         SourceError: a file is missing, unreadable or not UTF-8.
         StoreError, TokenizerError, DataError: a store, tokenizer or JSON file is not good.
@@ -118,7 +115,7 @@ def read_inputs(
         return _read_instructions(paths, validation, spec or beside or "gpt2")
     files = find_text_files(paths)
     others = _validation_files(validation)
-    spec, reason = spec or beside or for_text, None
+    spec, reason = spec or beside or "gpt2", None
     if spec == AUTO:
         spec, reason = _tokenizer_of_its_own(files)
     tokenizer = _tokenizer(spec, [*files, *others])

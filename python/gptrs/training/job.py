@@ -13,7 +13,6 @@ from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback
 from gptrs.training.config import TrainingConfig
 from gptrs.training.inputs import (
-    AUTO,
     Instructions,
     TokenInputs,
     model_config,
@@ -97,13 +96,7 @@ def prepare_job(plan: Plan, run_dir: Path | None = None, *, world: World | None 
         model, beside = pretrained_model(Path(plan.init), plan.model_changes)
     validation = None if plan.validation is None else Path(plan.validation)
     kept = None if run_dir is None else kept_tokenizer(run_dir)
-    inputs = read_inputs(
-        [*map(Path, plan.data)],
-        validation,
-        kept or plan.tokenizer,
-        beside,
-        for_text=AUTO if plan.model == AUTO else "gpt2",
-    )
+    inputs = read_inputs([*map(Path, plan.data)], validation, kept or plan.tokenizer, beside)
     if isinstance(inputs, TokenInputs) and inputs.vocabulary_reason is not None:
         click.echo(inputs.vocabulary_reason)
     if model is None:

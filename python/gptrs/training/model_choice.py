@@ -8,7 +8,8 @@ The law and its numbers are those of Hoffmann et al. 2022 (Chinchilla, section D
 third term, which no choice changes; with N the weights of the blocks' matrices. How much less a
 token teaches when it comes again is that of Muennighoff et al. 2023, equation 5: D' = U + 15.4 U
 (1 - e^(-(D / U - 1) / 15.4)). They were fitted to far larger models than a few minutes train, and
-serve as a guide: near the best sizes the sum is flat. Imports torch only to measure.
+serve as a guide: near the best sizes the sum is flat. So a size that leaves time for few steps is
+passed over (`FEWEST_STEPS`). Imports torch only to measure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from gptrs.config import GPTConfig
 from gptrs.costs.flops import MATMULS, flops_per_token
 from gptrs.errors import ConfigError
-from gptrs.training.config import TrainingConfig
+from gptrs.training.config import WINDOWS_PER_STEP, TrainingConfig
 
 TOKENS_PER_PARAMETER = 20
 """What Hoffmann et al. found best where data is never short; told beside what comes out."""
@@ -27,14 +28,19 @@ STEPS_SHARE = 0.85
 """Of the time, what is left for forward and backward passes."""
 MOST_WEIGHTS_PER_TOKEN = 30
 """Of the data: larger models would only learn it by heart."""
+FEWEST_STEPS = 2000
+"""A size that has time for fewer is passed over where a smaller one has that many: of Shakespeare,
+ten minutes of one thread taught 4 layers, 128 wide, more in 4,000 steps than 6, 192 wide, in 691.
+"""
 DROPOUT_FROM = 25.0
 """From so many passes over the data on, dropout is given: before, it costs more than it gains."""
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 512, 16384
 GPT2_TOKENS_FROM = 64_000_000
 """Bytes of text from which on GPT-2's own tokens, learned from far more, serve as well."""
-_BYTES_PER_TOKEN_ID = 128
-"""On Python's help topics, 466 kB, the demo's model reached after 75 seconds 1.81, 1.73 and 1.75
-bits per byte with 2,048, 4,096 and 8,192 tokens."""
+_BYTES_PER_TOKEN_ID = 256
+"""Of Python's help topics, the demo's model learned in 45 seconds to 2.20, 1.94, 1.96 and 1.94 bits
+per byte with 512, 1,024, 2,048 and 4,096 tokens from 420 kB, and to 2.22 with GPT-2's, which are
+the better ones from some minutes on: they were learned from far more text."""
 
 _A, _ALPHA, _B, _BETA = 406.4, 0.34, 410.7, 0.28
 _WORTH_OF_REPEATS = 15.4
@@ -88,6 +94,10 @@ class _Candidate:
     def block_weights(self) -> int:
         return block_weights(self.cfg)
 
+    @property
+    def steps(self) -> float:
+        return self.seen / (WINDOWS_PER_STEP * self.cfg.context_length)
+
 
 def choose_model(
     num_tokens: int,
@@ -115,12 +125,13 @@ def choose_model(
     budget = STEPS_SHARE * 60 * minutes * flops_per_s
     most_weights = min(MOST_WEIGHTS_PER_TOKEN * num_tokens, most_parameters or math.inf)
     shapes = [cfg for cfg in SHAPES if block_weights(cfg) <= most_weights] or SHAPES[:1]
-    best = min(
-        (_candidate(cfg, num_tokens, vocab_size, budget) for cfg in shapes),
-        key=lambda candidate: candidate.unlearned,
-    )
+    candidates = [_candidate(cfg, num_tokens, vocab_size, budget) for cfg in shapes]
+    settled = [candidate for candidate in candidates if candidate.steps >= FEWEST_STEPS]
+    best = min(settled or candidates[:1], key=lambda candidate: candidate.unlearned)
     dropout = 0.1 if best.epochs >= DROPOUT_FROM else 0.0
-    return replace(best.cfg, drop_rate=dropout), _reason(best, minutes, flops_per_s, num_tokens)
+    return replace(best.cfg, drop_rate=dropout), _reason(
+        best, len(settled), minutes, flops_per_s, num_tokens
+    )
 
 
 def choose_model_here(
@@ -189,16 +200,26 @@ def _candidate(cfg: GPTConfig, num_tokens: int, vocab_size: int, budget: float) 
     )
 
 
-def _reason(best: _Candidate, minutes: float, flops_per_s: float, num_tokens: int) -> str:
+def _reason(
+    best: _Candidate, num_settled: int, minutes: float, flops_per_s: float, num_tokens: int
+) -> str:
     cfg = best.cfg
     time = "1 minute" if minutes == 1 else f"{minutes:g} minutes"
+    law = "the law of Hoffmann et al. 2022"
+    if num_settled:
+        choice = (
+            f"Of the {num_settled} sizes that have time for {FEWEST_STEPS:,} steps it leaves the "
+            f"least unlearned by {law}"
+        )
+    else:
+        choice = f"It is the smallest size: {law} is for longer runs"
     return (
         f"{cfg.n_layers} layers, {cfg.emb_dim} wide, {cfg.context_length} tokens of context. In "
         f"{time} at {flops_per_s / 1e9:,.0f} GFLOP/s it sees {_short(best.seen)} "
         f"tokens: the {_short(num_tokens)} there are, {_short(best.epochs)} times; "
         f"{_short(best.seen / best.block_weights)} for each of the {_short(best.block_weights)} "
-        f"weights of its blocks, where {TOKENS_PER_PARAMETER} are best if data is never short. Of "
-        f"{len(SHAPES)} sizes it leaves the least unlearned by the law of Hoffmann et al. 2022"
+        f"weights of its blocks, where {TOKENS_PER_PARAMETER} are best if data is never short. "
+        f"{choice}"
     )
 
 
