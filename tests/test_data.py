@@ -1,6 +1,7 @@
 import pickle
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,13 +245,38 @@ def test_bad_input_says_what_was_asked_and_what_was_found(tmp_path, monkeypatch)
         GPTDatasetV1(TEXT, TOKENIZER, 4, 0)
     with pytest.raises(ConfigError, match="max_length is -1"):
         GPTDatasetV1(TEXT, TOKENIZER, -1, 1)
-    with pytest.raises(TypeError, match="found bytes"):
+    with pytest.raises(TypeError, match=r"found bytes: .* txt.decode\("):
         GPTDatasetV1(TEXT.encode(), TOKENIZER, 4, 1)
+    with pytest.raises(TypeError, match=r"found ndarray: .* GPTDatasetV1.from_tokens"):
+        GPTDatasetV1(np.arange(9), TOKENIZER, 4, 1)
     dataset = GPTDatasetV1(TEXT, TOKENIZER, 4, 1)
     with pytest.raises(WindowError, match=f"window {len(dataset)} is out of range"):
         dataset[len(dataset)]
     with pytest.raises(WindowError, match="window -1000000 is out of range"):
         dataset.fill([0, -1_000_000])
+
+
+def test_a_path_in_the_place_of_a_text_is_told_the_expression_for_the_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("the verdict.txt").write_text(TEXT)
+    with pytest.raises(StoreError) as of_a_loader:
+        create_dataloader_v1(Path("the verdict.txt"))
+    with pytest.raises(TypeError, match="found a path: ") as of_a_dataset:
+        GPTDatasetV1(Path("the verdict.txt"), TOKENIZER, 4, 1)
+    for raised in (of_a_loader, of_a_dataset):
+        expression = str(raised.value).partition("give ")[2]
+        assert eval(expression) == TEXT
+
+
+@pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
+def test_a_tokenizers_name_is_told_the_tokenizer(name):
+    told = rf"found '{name}': .* the object is gptrs.get_tokenizer\('{name}'\)"
+    with pytest.raises(ConfigError, match=told):
+        GPTDatasetV1(TEXT, name, 4, 1)
+    with pytest.raises(ConfigError, match=told):
+        create_dataloader_v1(TEXT, tokenizer=name)
+    with pytest.raises(ConfigError, match=r'found None: such are gptrs.get_tokenizer\("gpt2"\)'):
+        GPTDatasetV1(TEXT, None, 4, 1)
 
 
 def test_a_text_that_names_a_file_is_text_and_warns(tmp_path, monkeypatch):

@@ -290,6 +290,40 @@ def test_bad_input_says_what_was_asked_and_what_was_found(arguments, error, mess
         generate(make_model(), **arguments)
 
 
+def with_more_tokens(model, num_ids, num_logits=None):
+    """The model with larger layers in the place of its own, as one who adds tokens makes them."""
+    cfg = model.cfg
+    model.tok_emb = nn.Embedding(num_ids, cfg.emb_dim)
+    model.out_head = nn.Linear(cfg.emb_dim, num_logits or num_ids, bias=False)
+    return model
+
+
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_a_model_that_was_given_more_tokens_reads_and_writes_them(has_hook):
+    model, idx = with_more_tokens(make_model(), 400), torch.tensor([[5, 399, 97]])
+    if has_hook:  # Without a cache.
+        model.register_forward_hook(lambda *args: None)
+    expected = ch04.generate_text_simple(model, idx, 20, 12)
+    assert expected[:, 3:].max() >= CONFIG["vocab_size"]
+    assert torch.equal(generate_text_simple(model, idx, 20, 12), expected)
+    torch.manual_seed(5)
+    expected = ch05.generate(model, idx, 20, 12, temperature=1.0, top_k=30)
+    torch.manual_seed(5)
+    assert torch.equal(generate(model, idx, 20, 12, temperature=1.0, top_k=30), expected)
+    with pytest.raises(TokenIdError, match=r"id 400 at \[0, 0\] is outside 0..399"):
+        generate(model, torch.tensor([[400]]), 1, 12)
+
+
+@pytest.mark.parametrize(("num_ids", "num_logits"), [(97, 400), (400, 97)])
+def test_more_tokens_in_one_layer_alone_are_refused(num_ids, num_logits):
+    model = with_more_tokens(make_model(), num_ids, num_logits)
+    told = f"tok_emb reads {num_ids} token ids and out_head gives {num_logits} logits"
+    with pytest.raises(ConfigError, match=told):
+        generate(model, prompt(1, 3), 3, 12)
+    with pytest.raises(ConfigError, match=told):
+        gptrs.Generator(model, TOKENIZER)
+
+
 @pytest.mark.parametrize("eos_id", [-1, 97, 2**70])
 def test_an_eos_id_that_no_token_has_ends_nothing(eos_id):
     model = make_model()
@@ -357,6 +391,14 @@ def test_ctrl_c_is_heard_in_the_middle_of_a_long_run():
 def test_logits_of_the_wrong_shape_are_refused():
     with pytest.raises(GenerationError, match=r"shape \[2, 97\]"):
         generate_text_simple(lambda ids: torch.zeros(2, 1, 97), prompt(1, 3), 1, 12)
+
+
+def test_a_tokenizers_name_is_no_tokenizer():
+    told = r"found 'gpt2': .* gptrs.get_tokenizer\('gpt2'\) or tiktoken.get_encoding\('gpt2'\)"
+    with pytest.raises(ConfigError, match=told):
+        text_to_token_ids("Hello", "gpt2")
+    with pytest.raises(ConfigError, match=told):
+        token_ids_to_text(prompt(1, 3), "gpt2")
 
 
 def test_text_to_ids_and_back_are_the_books():

@@ -251,14 +251,24 @@ def test_shortcuts_keep_the_first_layers_gradient_large(seed):
     assert embedding > 2 * embedding_without
 
 
+def test_an_input_without_its_batch_is_refused_and_says_how_it_is_added():
+    attention = MultiHeadAttention(8, 8, 4, 0.0, 2)
+    with pytest.raises(DataError, match=r"x has shape \[4, 8\]; it must be .*; add the batch"):
+        attention(torch.zeros(4, 8))
+    with pytest.raises(DataError, match=r"must be \[batch, tokens, d_in\]$"):
+        attention(torch.zeros(1, 2, 4, 8))
+
+
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("mask", [None, "boolean", "added"])
 @pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize("has_tiles", [True, False])
 def test_gradients_of_attention_in_bfloat16_are_as_near_as_torchs_own(
-    monkeypatch, autocast, mask, tokens
+    monkeypatch, autocast, mask, tokens, has_tiles
 ):
-    """Up to so many tokens it is computed in float32; here 8 stand for the 256."""
-    monkeypatch.setattr(layers, "FLOAT32_ATTENTION_TOKENS", 8)
+    """Over few tokens the core computes them, or always where it has tiles; else torch."""
+    monkeypatch.setattr(layers, "FEW_TOKENS", 8)
+    monkeypatch.setattr(layers.operators, "HAS_TILES", has_tiles)
     torch.manual_seed(0)
     attention = MultiHeadAttention(32, 32, 64, 0.0, num_heads=2)
     x = torch.randn(3, tokens, 32)

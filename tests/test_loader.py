@@ -681,6 +681,8 @@ def test_a_store_without_a_batch_is_refused(store):
         match=r"has 3,000 tokens, hence 3 windows of 999 and .*batch_size 2 on 2 ranks needs 4",
     ):
         WindowLoader(store, 2, 999, world_size=2)
+    with pytest.raises(DataError, match="batch_size 9 on 1 rank needs 9"):
+        WindowLoader(store, 9, 999)
     with pytest.raises(DataError, match="hence 0 windows of 3000"):
         WindowLoader(store, 1, NUM_TOKENS)
     with pytest.raises(DataError, match="each inside one document"):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, TokenIdError
 from gptrs.model import loss as loss_module
+from gptrs.model import loss_by_columns as columns_module
 from gptrs.model import loss_by_rows as rows_module
 from gptrs.model.gpt import GPTModel
 from gptrs.model.loss import _by_torch, linear_cross_entropy, next_token_loss
@@ -143,6 +144,34 @@ def test_no_tensor_of_rows_by_vocabulary_is_made(cut):
     assert largest == 4 * max(block, 5000 * 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_exponentials_that_are_kept_give_the_gradients_that_computing_them_again_does(
+    monkeypatch, dtype
+):
+    monkeypatch.setattr(loss_module, "ROWS_FROM_WIDTH", 10**9)
+    hidden, weight, targets = example(dtype=dtype)
+    again = value_and_gradients(
+        linear_cross_entropy(hidden, weight, targets, block_columns=6), hidden, weight
+    )
+    monkeypatch.setattr(columns_module, "KEPT_FROM_WIDTH", 1)
+    loss = linear_cross_entropy(hidden, weight, targets, block_columns=6)
+    loss.backward(retain_graph=True)
+    hidden.grad = weight.grad = None
+    kept = value_and_gradients(loss, hidden, weight)
+    torch.testing.assert_close(kept, again, rtol=0, atol=0)
+
+
+def test_a_bounded_number_of_exponentials_is_kept_and_of_wide_rows_alone(monkeypatch):
+    hidden, weight, _ = example(30, 4, 500)
+    keeps = columns_module.keeps_exponentials
+    assert not keeps(hidden, weight, torch.bfloat16)
+    monkeypatch.setattr(columns_module, "KEPT_FROM_WIDTH", 4)
+    monkeypatch.setattr(columns_module, "KEPT_BYTES", 2 * 30 * 500)
+    assert keeps(hidden, weight, torch.bfloat16)
+    assert not keeps(hidden, weight, torch.float32)
+    assert not keeps(torch.zeros(31, 4), weight, torch.bfloat16)
+
+
 def test_wide_float32_is_cut_by_rows_only_where_gradients_are_wanted(monkeypatch):
     monkeypatch.setattr(loss_module, "ROWS_FROM_WIDTH", 5)
     calls = []
@@ -184,10 +213,11 @@ def test_torch_compile_takes_the_loss_as_one_operator():
     )
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_operators_keep_what_they_promise_to_torch(dtype):
+def test_the_operators_keep_what_they_promise_to_torch(dtype, keeps):
     hidden, weight, targets = example(dtype=dtype)
-    args = (hidden, weight, targets, -100, dtype, 6)
+    args = (hidden, weight, targets, -100, dtype, 6, keeps)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.gptrs.linear_cross_entropy.default, args, test_utils=checks)
 

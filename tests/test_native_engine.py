@@ -284,6 +284,17 @@ def with_fewer_outputs(model):
     model.out_head = nn.Linear(model.cfg.emb_dim, 3)
 
 
+def with_more_tokens(model, num_added=9):
+    """As one who adds tokens does; the rows of the old ones stay."""
+    cfg, old = model.cfg, (model.tok_emb, model.out_head)
+    model.tok_emb = nn.Embedding(cfg.vocab_size + num_added, cfg.emb_dim)
+    model.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size + num_added)
+    with torch.no_grad():
+        for layer, known in zip((model.tok_emb, model.out_head), old, strict=True):
+            layer.weight[: cfg.vocab_size] = known.weight
+    return model
+
+
 def with_a_layer_of_its_own(model):
     class Doubled(nn.Linear):
         def forward(self, x):
@@ -325,7 +336,7 @@ def with_a_norm_limit(model):
 CASES = {
     with_lora: "LoRALinear stands in the place of Linear at trf_blocks.0.att.W_query",
     with_head_of_its_own: "the output layer was replaced",
-    with_fewer_outputs: "the output layer was replaced",
+    with_fewer_outputs: "tok_emb reads [0-9]+ token ids and out_head gives 3 logits",
     with_a_layer_of_its_own: "Doubled stands in the place of Linear at trf_blocks.0.ff.layers.0",
     with_a_forward_of_its_own: "final_norm has a forward of its own",
     with_a_hook_on_a_layer: "a hook waits on trf_blocks.0.att.W_key",
@@ -343,12 +354,42 @@ def test_where_the_model_is_not_the_stock_one_pytorch_runs_and_says_why(change):
     change(model)
     with pytest.raises(ConfigError, match=CASES[change]):
         make_engine(model, slots=1, context_size=7, engine="native")
-    if change in (with_fewer_outputs, in_two_dtypes):  # PyTorch cannot run these either.
+    if change is with_fewer_outputs:
+        with pytest.raises(ConfigError, match=CASES[change]):
+            make_engine(model, slots=1, context_size=7)
+        return
+    if change is in_two_dtypes:  # PyTorch cannot run this either.
         assert CASES[change] in make_engine(model, slots=1, context_size=7).name
         return
     [completion] = make_generator(model)([1, 2], 3, temperature=0.0)
     assert completion.engine.startswith("torch")
     assert CASES[change] in completion.engine
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_tokens_that_were_added_are_read_and_written(dtype):
+    model = with_more_tokens(make_model(0))
+    num_ids = model.cfg.vocab_size + 9
+    with torch.no_grad():
+        model.out_head.bias[-9:] += 9  # What was added is what is likely.
+    tokenizer, prompt = Letters(num_ids), [num_ids - 1, 3]
+    generators = [Generator(model, tokenizer, engine="native", dtype=dtype)]
+    generators += [Generator(model, tokenizer, engine="torch")] if dtype is None else []
+    for generator in generators:
+        [completion] = generator(prompt, 4, temperature=0.0)
+        ids = torch.tensor([prompt + completion.token_ids[:-1]])
+        logits_TV = model(ids[:, -model.cfg.context_length :])[0, -4:].detach()
+        chosen = logits_TV.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        assert min(completion.token_ids) >= model.cfg.vocab_size
+        assert torch.all(chosen >= logits_TV.max(1).values - (0.5 if dtype else 1e-4))
+
+
+def test_tokens_added_to_one_layer_while_it_runs_end_the_run():
+    model = make_model(0)
+    engine = make_native(model, slots=1)
+    model.tok_emb = with_more_tokens(make_model(0)).tok_emb
+    with pytest.raises(GenerationError, match="cannot go on with it: tok_emb reads"):
+        read(engine, [[1, 2]])
 
 
 @pytest.mark.parametrize("pos", ["t5", "relative_key", "relative_key_query", "transformer_xl"])

@@ -11,7 +11,7 @@ from gptrs.errors import CheckpointError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora
 from gptrs.training.config import TrainingConfig
-from gptrs.training.optimization import MasterWeights, Optimizers, clip, learning_rate_at
+from gptrs.training.optimization import MasterWeights, Optimizers, learning_rate_at
 
 
 def small(**changes):
@@ -156,16 +156,23 @@ def test_only_adapters_learn_where_a_model_has_them():
     assert all(".lora_" in name for name in optimizers(model).weight_decays())
 
 
-@pytest.mark.parametrize("norm", [0.5, 2.0])
-def test_clipping_is_torchs(norm):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_a_clipped_step_is_the_step_after_torchs_clipping(optimizer, share):
     model, other = small(), small()
-    for one in (model, other):
-        set_gradients(one)
-    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
-    clip([p.grad for p in model.parameters()], total, total * norm)
-    torch.nn.utils.clip_grad_norm_(other.parameters(), total * norm)
+    ours, after_torchs = (optimizers(each, optimizer=optimizer) for each in (model, other))
+    for _ in range(2):
+        for one in (model, other):
+            set_gradients(one)
+        total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+        ours.step(1e-2, total, total * share)
+        torch.nn.utils.clip_grad_norm_(other.parameters(), total * share)
+        after_torchs.step(1e-2)
+    states = ours.state(), after_torchs.state()
+    for name, mine in states[0].items():
+        torch.testing.assert_close(mine, states[1][name])
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad)
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_master_weights_add_gradients_in_float32_and_are_what_stays():

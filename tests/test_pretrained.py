@@ -625,6 +625,20 @@ def test_a_model_is_saved_over_another_only_in_the_same_format(tmp_path, first, 
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_model_that_was_given_more_tokens_is_saved_once_its_config_says_so(tmp_path, kind):
+    model = random_ours()
+    model.tok_emb = torch.nn.Embedding(70, SHAPE["emb_dim"])
+    model.out_head = torch.nn.Linear(SHAPE["emb_dim"], 70, bias=False)
+    advice = r"For 70 token ids, (model\.cfg = dataclasses\.replace\(model\.cfg, vocab_size=70\))"
+    with pytest.raises(ConfigError, match=advice):
+        model.save_pretrained(tmp_path, format=kind)
+    assert not list(tmp_path.iterdir())
+    model.cfg = replace(model.cfg, vocab_size=70)
+    model.save_pretrained(tmp_path, format=kind)
+    assert torch.equal(load(tmp_path).tok_emb.weight, model.tok_emb.weight)
+
+
 def test_an_unknown_format_and_a_model_that_gpt2_is_not_are_refused(tmp_path):
     ours = random_ours()
     with pytest.raises(ConfigError, match="format is 'onnx'"):
@@ -643,6 +657,35 @@ def test_a_name_without_a_path_points_to_the_hub(tmp_path, monkeypatch):
     for name in ("gpt2", "openai-community/gpt2"):
         assert f"gptrs.from_hub({name!r})" in refused(name)[0]
     assert "from_hub" not in refused(tmp_path / "no" / "such")[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("runs/train-1", "runs/train-001"),
+        ("rnus/train-001", "runs/train-001"),
+        ("rnus/trian-002/checkpoint", "runs/train-002/checkpoint"),
+        ("model.safetensor", "model.safetensors"),
+        ("runs/train-002/best", None),
+        ("runs/demo", None),
+        (".cach", None),
+    ],
+)
+def test_a_misspelt_path_is_told_the_nearest_that_exists(tmp_path, monkeypatch, asked, meant):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/train-001", "runs/train-002/checkpoint", ".cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "model.safetensors").touch()
+    for path in (Path(asked), tmp_path / asked):
+        (line,) = refused(path)
+        nearest = (
+            path.parent / "x"
+            if meant is None
+            else Path(*path.parts[: -len(Path(asked).parts)], meant)
+        )
+        assert line.startswith(f"{path}: no such file or folder")
+        assert line.endswith(f"; did you mean {nearest}?") == (meant is not None)
+        assert ("did you mean" in line) == (meant is not None)
 
 
 def test_the_hub_is_asked_for_what_is_needed_and_its_folder_read(tmp_path, monkeypatch):

@@ -147,5 +147,9 @@ def test_a_damaged_run_is_told_and_left_out(folder):
 def test_where_there_is_no_run_the_error_says_what_was_looked_for(tmp_path):
     with pytest.raises(SourceError, match=r"no run is in there.*metrics\.jsonl"):
         call(tmp_path)
-    with pytest.raises(SourceError, match="no such folder"):
-        call(tmp_path / "none")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(SourceError, match=rf"no such file or folder; did you mean {tmp_path}/runs"):
+        call(tmp_path / "rnus")
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match="file: is a file, not a folder"):
+        call(tmp_path / "file")

@@ -1,5 +1,6 @@
 """`gptrs.text.reading`: files in, strict UTF-8 out."""
 
+import gzip
 import os
 import sys
 
@@ -70,6 +71,42 @@ def test_a_folder_without_text_and_a_missing_path_are_named(tmp_path):
         find_text_files([tmp_path])
     with pytest.raises(SourceError, match="no such file or folder"):
         find_text_files([tmp_path / "nowhere"])
+
+
+def test_files_that_are_all_empty_are_refused_and_one_among_others_is_not(tmp_path):
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for file in files:
+        file.touch()
+    with pytest.raises(SourceError, match=r"a\.txt: is empty: there is no text"):
+        find_text_files(files[:1])
+    with pytest.raises(SourceError, match=r"a\.txt: is empty, as all 3 files are"):
+        find_text_files([tmp_path])
+    files[1].write_text("x")
+    assert find_text_files([tmp_path]) == files
+
+
+GZIP, ZSTD = gzip.compress(b"a text"), bytes.fromhex("28b52ffd2400010000 99e9d851")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a b.txt.gz", GZIP, r"gzip; unpack it: gunzip -k '.*a b\.txt\.gz'; or `gptrs build`"),
+        ("a.jsonl.zst", ZSTD, r"Zstandard; unpack it: unzstd .*a\.jsonl\.zst; or `gptrs build`"),
+        ("a.json.gz", GZIP, r"gzip; unpack it: gunzip -k [^;]*$"),
+        ("a.txt", GZIP, r"a\.txt: is compressed with gzip; unpack it$"),
+    ],
+)
+def test_a_compressed_file_is_named_and_how_it_is_unpacked(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=told):
+        find_text_files([tmp_path / name])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="here there are no pipes with a name")
+def test_what_is_in_a_pipe_is_left_to_who_reads_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert find_text_files([tmp_path / "pipe"]) == [tmp_path / "pipe"]
 
 
 def test_pythons_help_topics_are_hundreds_of_kilobytes_of_english():

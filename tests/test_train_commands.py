@@ -1,5 +1,6 @@
 """`gptrs train`, as a terminal sees it."""
 
+import gzip
 import json
 import os
 import re
@@ -259,8 +260,10 @@ def test_what_a_run_has_is_not_told_again_when_it_goes_on(run, trained, given):
 
 
 def test_a_folder_that_is_no_run_cannot_go_on(run, tmp_path, trained):
-    code, _, err = run("train", "--resume", tmp_path / "nowhere")
+    code, _, err = run("train", "--resume", tmp_path)
     assert (code, "there is no run to resume" in err) == (2, True)
+    code, _, err = run("train", "--resume", tmp_path / "rnu")
+    assert (code, f"no such file or folder; did you mean {trained}?" in err) == (2, True)
     (trained / "run.json").unlink()
     code, _, err = run("train", "--resume", trained)
     assert "gptrs.train(..., resume=True)" in err
@@ -281,6 +284,38 @@ def test_a_run_that_goes_on_longer_is_as_if_it_had_been_asked_for(run, text, tra
     code, _, err = run("train", "--resume", trained, "--steps", 7)
     assert code == 2
     assert "its data's tokens was" in err
+
+
+def test_steps_that_are_done_cannot_be_taken_back(run, trained):
+    before = (trained / "run.json").read_text()
+    code, _, err = run("train", "--resume", trained, "--set", "steps=2")
+    assert code == 2
+    assert "steps is 2, and the run has done 3, which cannot be taken back" in err
+    assert (trained / "run.json").read_text() == before
+    assert run("train", "--resume", trained, "--set", "steps=3")[0] == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--tokenizer", "char"], ["--tokenizer", "auto"]])
+def test_files_without_text_are_named(run, text, tmp_path, arguments):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for inputs in ([empty], [text, "--val", empty]):
+        code, _, err = run("train", *inputs, *TINY, *arguments, "--out", tmp_path / "run")
+        assert code == 2
+        assert f"{empty}: is empty: there is no text to read" in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_compressed_text_is_not_trained_on_as_noise(run, tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    code, _, err = run("train", tmp_path / "a.txt.gz", *TINY, "--out", tmp_path / "run")
+    assert code == 2
+    assert "a.txt.gz: is compressed with gzip; unpack it: gunzip -k " in err
+    assert "`gptrs build` reads it" in err
+    code, _, err = run("build", tmp_path / "a.txt.gz", "--out", tmp_path / "store")
+    assert code == 0, err
+    code, _, err = run("train", tmp_path / "store", *TINY, "--out", tmp_path / "run")
+    assert code == 0, err
 
 
 def test_a_dry_run_tells_and_writes_nothing(run, text, tmp_path):

@@ -211,10 +211,10 @@ def break_steps(monkeypatch, what, steps):
 
         monkeypatch.setattr(training_step, "next_token_loss", loss)
     else:
-        real_norm = torch.nn.utils.get_total_norm
+        real_norm = training_step.total_norm
         monkeypatch.setattr(
-            torch.nn.utils,
-            "get_total_norm",
+            training_step,
+            "total_norm",
             lambda gradients: real_norm(gradients) * (math.inf if is_broken() else 1),
         )
 
@@ -462,7 +462,7 @@ def test_other_tokens_or_a_store_can_be_validated_on(model, tokens, tmp_path):
         ).last.val_loss
         for name, other in (("a", store), ("b", array))
     ]
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # They learn, if hardly.
     start = metrics(tmp_path / "a", "start")[0]
     assert start["num_train_tokens"] == len(tokens)
     assert start["num_validation_tokens"] == (len(array) - 1) // T * T

@@ -351,6 +351,8 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     longer = train(new_model(), TOKENS, settings(steps=STEPS + 6), run_dir=tmp_path, resume=True)
     assert len(longer.step_losses) == STEPS + 6
     assert longer.last.step == STEPS + 6
+    with pytest.raises(ConfigError, match=f"steps is {STEPS}, and the run has done {STEPS + 6}"):
+        train(new_model(), TOKENS, settings(), run_dir=tmp_path, resume=True)
 
 
 @needs_signals

@@ -409,3 +409,45 @@ def train_word2vec(
     threads: int | None,
     on_progress: Callable[[str, int, int], object] | None,
 ) -> tuple[list[str] | NDArray[np.uint32], NDArray[np.uint64], NDArray[np.float32]]: ...
+def attention(
+    query: object,
+    key: object,
+    value: object,
+    out: object,
+    log_sums: object,
+    *,
+    scale: float,
+    dropout: float,
+    seed: int,
+    threads: int,
+    kernels: str | None = None,
+) -> None: ...
+def attention_backward(
+    query: object,
+    key: object,
+    value: object,
+    out: object,
+    grad: object,
+    log_sums: object,
+    to_query: object,
+    to_key: object,
+    to_value: object,
+    *,
+    scale: float,
+    dropout: float,
+    seed: int,
+    threads: int,
+    kernels: str | None = None,
+) -> None: ...
+def dropout(
+    x: object, out: object, *, p: float, seed: int, threads: int, kernels: str | None = None
+) -> None: ...
+def gelu(x: object, out: object, *, threads: int, kernels: str | None = None) -> None: ...
+def gelu_backward(
+    x: object, grad: object, out: object, *, threads: int, kernels: str | None = None
+) -> None: ...
+def exp_and_sum(
+    rows: object, sums: object, *, threads: int, kernels: str | None = None
+) -> None: ...
+def turn(source: object, target: object, *, threads: int, kernels: str | None = None) -> None: ...
+def sum_of_squares(x: object, *, threads: int, kernels: str | None = None) -> float: ...

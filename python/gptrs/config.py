@@ -36,9 +36,6 @@ T5_EXACT_DISTANCES = T5_BUCKETS // 2
 T5_MAX_DISTANCE = 128
 """From here on all distances share T5's last bucket (Raffel et al. 2020, section 2.1)."""
 
-FLOAT32_ATTENTION_TOKENS = 256
-"""Up to so many tokens, what trains in bfloat16 on a CPU attends in float32, which is faster."""
-
 _COUNTS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 _FLAGS = ("qkv_bias", "tie_embeddings")
 

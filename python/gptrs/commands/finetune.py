@@ -24,6 +24,7 @@ from gptrs.errors import ConfigError, DataError, MissingExtraError, SourceError
 from gptrs.files import write_whole
 from gptrs.text.reading import decode_utf8
 from gptrs.training.config import DeviceName, DtypeName
+from gptrs.weights.missing import no_such_path
 
 if TYPE_CHECKING:
     from gptrs.classifier.classifier import Classifier
@@ -90,7 +91,7 @@ def finetune_classifier(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} cannot be written: it is a file")
     if not Path(model).exists():
-        raise SourceError(f"{model}: no such file or folder")
+        raise SourceError(no_such_path(model))
     texts, labels = read_table(data, text_column, label_column, delimiter)
     counts = Counter(labels)
     for label, number in sorted(counts.items()):

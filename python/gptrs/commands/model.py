@@ -13,6 +13,7 @@ import click
 
 from gptrs.config import PRESETS, GPTConfig, get_config
 from gptrs.errors import CheckpointError, SourceError
+from gptrs.weights.missing import no_such_path
 
 if TYPE_CHECKING:
     import tiktoken
@@ -86,7 +87,7 @@ def config_of(model: str) -> GPTConfig:
         return get_config(model)
     if not Path(model).exists():
         if Path(model).name != model:  # No preset's name has a folder's in front.
-            raise SourceError(f"{model}: no such file or folder")
+            raise SourceError(no_such_path(model))
         return get_config(model)
     from gptrs.weights.foreign_config import config_without_weights, is_known, read_json
     from gptrs.weights.manifest import CONFIG_FILE, FORMAT, checkpoint_in, read_manifest

@@ -19,6 +19,7 @@ import click
 
 from gptrs.errors import SourceError
 from gptrs.tables import align
+from gptrs.weights.missing import no_such_path
 
 if TYPE_CHECKING:
     from gptrs.training.reports.metrics import RunMetrics
@@ -119,8 +120,10 @@ def _find(directories: Sequence[Path]) -> Iterator[RunMetrics]:
 
     num_found = 0
     for directory in directories:
+        if not directory.exists():
+            raise SourceError(no_such_path(directory))
         if not directory.is_dir():
-            raise SourceError(f"{directory}: no such folder")
+            raise SourceError(f"{directory}: is a file, not a folder")
         for folder, below, files in os.walk(directory):
             below.sort()
             if METRICS_FILE not in files:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 import click
 
 from gptrs.config import Pos
-from gptrs.errors import ConfigError, GptrsError
+from gptrs.errors import ConfigError, GptrsError, SourceError
 from gptrs.launched import local_rank, num_processes, num_restarts, one_voice
 from gptrs.training.config import TrainingConfig
 from gptrs.training.plan import Plan, read_plan, remove_plan, write_plan
 from gptrs.training.settings import Settings, describe_settings, parse_settings, read_settings
+from gptrs.weights.missing import no_such_path
 
 if TYPE_CHECKING:
     from gptrs.training.callbacks import Callback
@@ -240,14 +241,22 @@ def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
     from gptrs.training.trainer import check_folder
     from gptrs.training.world import joined
 
+    if not run_dir.exists():
+        raise SourceError(no_such_path(run_dir))
     check_folder(run_dir, resume=True)
-    plan = read_plan(run_dir).changed(changes)
+    begun = read_plan(run_dir)
+    plan = begun.changed(changes)
     callbacks = _callbacks(tensorboard)
     with joined(plan.config()) as world, locked(run_dir, world):
         job = prepare_job(plan, run_dir, world=world)
         if world.rank == 0:
             write_plan(plan, None, run_dir)  # Whoever goes on again has the changed settings too.
-        result = job.train(run_dir, callbacks, resume=True)
+        try:
+            result = job.train(run_dir, callbacks, resume=True)
+        except ConfigError:
+            if world.rank == 0:  # Nothing was done with the settings that were refused.
+                write_plan(begun, None, run_dir)
+            raise
     return _tell(result, run_dir)
 
 

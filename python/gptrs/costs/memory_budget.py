@@ -15,9 +15,6 @@ Activations are what the forward pass keeps for the backward pass, in numbers pe
                    context vectors     1       GELU's output     4      = 16 times emb_dim
     at the end     final_norm's input  1 *     and output        1 *    =  2 times emb_dim
 
-A CPU that trains in bfloat16 attends in float32 over up to 256 tokens: query, key, value and
-context vectors take twice as much, and the context vectors are kept in bfloat16, too.
-
 Positions that learn what they add to the scores have no fused attention to train with on a CPU:
 
     each block     attention weights    n_heads * length
@@ -37,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptrs.config import FLOAT32_ATTENTION_TOKENS, GPTConfig
+from gptrs.config import GPTConfig
 from gptrs.costs.flops import checked_length
 from gptrs.costs.params import parameter_budget
 from gptrs.errors import ConfigError
@@ -128,8 +125,6 @@ def _activations(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow
     activations = tokens * (in_a_block * L + 2) * cfg.emb_dim
     as_float32 = tokens * (2 * L + 2) * cfg.emb_dim
     bfloat16 = _FLOAT32 * as_float32 + _BFLOAT16 * (activations - as_float32)
-    if beside_weights is None and length <= FLOAT32_ATTENTION_TOKENS:
-        bfloat16 += tokens * L * cfg.emb_dim * (4 * (_FLOAT32 - _BFLOAT16) + _BFLOAT16)
     rows = [
         MemoryRow(
             part="activations",

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gptrs import _core
-from gptrs.errors import ConfigError, DataError
-from gptrs.store.token_store import TokenStore
+from gptrs.errors import ConfigError, DataError, StoreError
+from gptrs.store.token_store import BIN_SUFFIXES, TokenStore
 from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
+from gptrs.text.tokenizer_argument import check_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
         stride: tokens from one window's start to the next.
     Raises:
         DataError: the text is shorter than one window, or the tokenizer's ids are no token ids.
-        ConfigError: max_length or stride is below 1.
+        ConfigError: max_length or stride is below 1, or tokenizer cannot encode, as a name cannot.
         TypeError: txt is not a str.
     """
 
@@ -63,6 +64,7 @@ class GPTDatasetV1(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, txt: str, tokenizer: SupportsEncode, max_length: int, stride: int) -> None:
         _refuse_paths(txt)
+        check_tokenizer(tokenizer, "encode")
         self.tokenizer = tokenizer
         self._set_windows(_encode(txt, tokenizer), max_length, stride)
 
@@ -222,14 +224,16 @@ def create_dataloader_v1(
         tokenizer: GPT-2's if None. A store has its own.
     Raises:
         DataError: the text is shorter than one window.
-        ConfigError: max_length or stride is below 1, or a store is given another tokenizer.
-        StoreError: the store cannot be read.
+        ConfigError: max_length or stride is below 1, tokenizer cannot encode, or a store is given
+            another one.
+        StoreError: the store cannot be read, or the path is that of a text.
+        TypeError: txt is none of these.
     """
     dataset: GPTDatasetV1
     if isinstance(txt, TokenStore | Path):
         if tokenizer is not None:
             raise ConfigError("a store's tokens are ready: leave tokenizer out")
-        store = txt if isinstance(txt, TokenStore) else TokenStore.open(txt)
+        store = txt if isinstance(txt, TokenStore) else _store_at(txt)
         dataset = GPTDatasetV1.from_tokens(store, max_length, stride)
     else:
         dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
@@ -241,6 +245,21 @@ def create_dataloader_v1(
         num_workers=num_workers,
         collate_fn=collate_windows,
     )
+
+
+def _store_at(path: Path) -> TokenStore:
+    """The store at a path, which in the book's place of the text is easily a text's."""
+    if path.is_file() and path.suffix not in BIN_SUFFIXES:
+        raise StoreError(
+            f"{path}: a Path names a token store, and this is a file of something else; for the "
+            f"text in it, give {_reading(path)}"
+        )
+    return TokenStore.open(path)
+
+
+def _reading(path: Path) -> str:
+    """The expression for the text in a file."""
+    return f'Path({str(path)!r}).read_text(encoding="utf-8")'
 
 
 def _windows(
@@ -274,7 +293,7 @@ def _encode(txt: str, tokenizer: SupportsEncode) -> NDArray[np.uint16] | NDArray
 def _refuse_paths(txt: object) -> None:
     """A `str` is always text; one that names a file is most likely a mistake."""
     if not isinstance(txt, str):
-        raise TypeError(f"txt is the text itself, a str; found {type(txt).__name__}")
+        raise TypeError(f"txt is the text itself, a str; found {_described(txt)}")
     # Unlike Path.is_file, answers False for what no path can be.
     if len(txt) < _LONGEST_PATH and os.path.isfile(txt):
         warnings.warn(
@@ -282,3 +301,15 @@ def _refuse_paths(txt: object) -> None:
             "pass its content to train on the file",
             stacklevel=4,
         )
+
+
+def _described(txt: object) -> str:
+    """What was given in the place of a text, and how the text of it is had."""
+    name = type(txt).__name__
+    if isinstance(txt, Path):
+        return f"a path: for the text in the file, give {_reading(txt)}"
+    if isinstance(txt, bytes):
+        return 'bytes: the text in them is txt.decode("utf-8")'
+    if isinstance(txt, TokenStore | np.ndarray):
+        return f"{name}: for tokens there is GPTDatasetV1.from_tokens"
+    return name

@@ -130,10 +130,11 @@ class WindowLoader(IterableDataset[Batch]):
         windows = f"windows of {self.max_length} and their targets"
         if self.boundary == "document":
             windows += ", each inside one document"
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
         needed = self.world_size * (self.batch_size if self.drop_last else 1)
         return (
             f"the store has {len(self.store):,} tokens, hence {self.num_windows:,} {windows}; "
-            f"batch_size {self.batch_size} on {self.world_size} ranks needs {needed:,}"
+            f"batch_size {self.batch_size} on {ranks} needs {needed:,}"
         )
 
     @property

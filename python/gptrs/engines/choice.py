@@ -20,6 +20,7 @@ from gptrs.engines.engine import Answer, Choose, Engine, Model, PlainEngine
 from gptrs.engines.native_engine import NativeEngine, why_not_native
 from gptrs.engines.segment_engine import SegmentEngine
 from gptrs.engines.torch_engine import TorchEngine, why_no_cache
+from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.errors import ConfigError
 from gptrs.model.gpt import GPTModel
 from gptrs.sampling.requests import EngineName
@@ -76,8 +77,9 @@ def make_engine(
         choose: draws in place of the Rust sampler.
         candidates: on a GPU, how many of a row's largest logits the draws need; None: all.
     Raises:
-        ConfigError: context_size is below 1, an unknown engine or dtype, or the native engine is
-            asked for and cannot run this: the message says why.
+        ConfigError: context_size is below 1, an unknown engine or dtype, a GPTModel that gives
+            another number of logits than it reads ids, or the native engine is asked for and
+            cannot run this: the message says why.
         GenerationError: there is no memory for the cache.
     """
     check_engine(engine)
@@ -163,7 +165,7 @@ def _torch_engine(
     vocab_size: int | None = None
     if isinstance(model, GPTModel):
         context_size = min(context_size, model.cfg.max_tokens or context_size)
-        vocab_size = model.cfg.vocab_size
+        vocab_size = vocab_size_of(model)
         reason = why_no_cache(model)
         if reason is None:
             kind = SegmentEngine if model.cfg.memory_length else TorchEngine

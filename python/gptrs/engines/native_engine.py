@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_module
 from gptrs import _core
 from gptrs.engines.decode_weights import Linear, Norm, Watch, probe, why_not_stock
 from gptrs.engines.engine import Engine, Run
+from gptrs.engines.vocabulary import vocab_size_of, why_two_sizes
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.memory import check_memory
 from gptrs.model.gpt import GPTModel
@@ -123,7 +124,7 @@ class NativeEngine(Engine):
         precision = "int8" if int8 else _short(self._dtype)
         super().__init__(
             name=f"native {precision} {self.native.kernels}",
-            vocab_size=model.cfg.vocab_size,
+            vocab_size=vocab_size_of(model),
             context_length=context_length,
             slots=slots,
             prefill_tokens=prefill_tokens,
@@ -183,12 +184,9 @@ def why_not_native(model: nn.Module) -> str | None:
         return "autocast is on"
     if torch_module._has_any_global_hook():
         return "a hook waits on all modules"
-    head, vocab_size = model.out_head, model.cfg.vocab_size
-    if not is_stock(head, nn.Linear) or head.out_features != vocab_size:
+    if not is_stock(model.out_head, nn.Linear):
         return "the output layer was replaced"
-    if model.tok_emb.num_embeddings != vocab_size:
-        return f"tok_emb has {model.tok_emb.num_embeddings} rows for {vocab_size} token ids"
-    return why_not_stock(model) or _why_not_readable(model)
+    return why_two_sizes(model) or why_not_stock(model) or _why_not_readable(model)
 
 
 def _why_not_readable(model: GPTModel) -> str | None:

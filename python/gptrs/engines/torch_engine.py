@@ -33,6 +33,7 @@ from gptrs.engines.fused_forward import (
     norm,
     weights_first,
 )
+from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.model.gpt import GPTModel
 from gptrs.model.kv_cache import KVCache
 from gptrs.model.layers import MultiHeadAttention, TransformerBlock
@@ -74,7 +75,7 @@ class TorchEngine(Engine):
         self._dtype = dtype or weight.dtype
         super().__init__(
             name=f"torch{precision_suffix(self._dtype)}",
-            vocab_size=model.cfg.vocab_size,
+            vocab_size=vocab_size_of(model),
             context_length=min(context_size, model.cfg.max_tokens or context_size),
             slots=slots,
             prefill_tokens=prefill_tokens,

@@ -18,13 +18,19 @@ from gptrs.model.eval_mode import grad_mode_kept
 from gptrs.sampling.config import SamplingConfig
 from gptrs.sampling.requests import count
 from gptrs.text.tokenizer import END_OF_TEXT
+from gptrs.text.tokenizer_argument import check_tokenizer
 
 _NO_ID: Final = 2**32
 """Ids are below this in every vocabulary."""
 
 
 def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
-    """Token ids of a text, int64 [1, T]; where `<|endoftext|>` is a special token, it is one id."""
+    """Token ids of a text, int64 [1, T]; where `<|endoftext|>` is a special token, it is one id.
+
+    Raises:
+        ConfigError: tokenizer cannot encode; its name is not enough.
+    """
+    check_tokenizer(tokenizer, "encode")
     ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
     return torch.tensor(ids, dtype=torch.int64).unsqueeze(0)
 
@@ -34,7 +40,9 @@ def token_ids_to_text(token_ids: Tensor, tokenizer: Any) -> str:
 
     Raises:
         GenerationError: they have another shape: a batch has a text for each row.
+        ConfigError: tokenizer cannot decode; its name is not enough.
     """
+    check_tokenizer(tokenizer, "decode")
     if token_ids.ndim > 2 or (token_ids.ndim == 2 and len(token_ids) != 1):
         raise GenerationError(
             f"token_ids has shape {list(token_ids.shape)}, expected [1, tokens] or [tokens]"

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gptrs.engines.choice import check_engine
+from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.errors import ConfigError
 from gptrs.generation.completions import Completion, CompletionBuilder, to_completion
 from gptrs.generation.runs import ActiveRuns, Backend, Run
@@ -24,7 +25,7 @@ from gptrs.generation.search import best_of, search_beams
 from gptrs.generation.serving import Handle, Worker
 from gptrs.generation.sessions import Session
 from gptrs.generation.streaming import AsyncStream, Stream
-from gptrs.model.facts import context_length_of, vocab_size_of
+from gptrs.model.facts import context_length_of
 from gptrs.sampling.requests import (
     CALL_OPTION_NAMES,
     OPTION_NAMES,
@@ -81,7 +82,8 @@ class Generator:
         max_queue: most submitted prompts that may wait.
     Raises:
         ConfigError: a setting is out of its range, the model does not say its context_length or
-            takes fewer tokens than asked, or the tokenizer has ids that the model does not.
+            takes fewer tokens than asked or gives another number of logits than it reads ids, or
+            the tokenizer has ids that the model does not.
         CheckpointError: the folder has no model, or a damaged one.
         TokenizerError: the folder has a tokenizer that is not supported.
     """

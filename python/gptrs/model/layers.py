@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptrs.config import FLOAT32_ATTENTION_TOKENS, ConfigLike, GPTConfig
+from gptrs.config import ConfigLike, GPTConfig
 from gptrs.errors import ConfigError, DataError
+from gptrs.model import operators
+from gptrs.model.dropout import SeededDropout, can_be_seeded
 from gptrs.model.positions import LayerPositions, Rotation, layer_positions, rotate
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 JOINED_QKV_DEVICES = frozenset({"cuda"})
 """Where one product with the query's, key's and value's weights beats three. On a CPU it does not:
 0.92 to 1.08 times as fast, with 1,024 and 4,096 tokens of 768 numbers, in float32 and bfloat16."""
+FEW_TOKENS = 256
+"""Up to so many, torch's gradient of attention over bfloat16 is slow on any CPU."""
+MANY_NUMBERS = 1 << 16
+"""From so many on, calling an operator of our own costs less than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, element by element."""
+        if _trains_on_cpu(x) and x.numel() >= MANY_NUMBERS and not torch.compiler.is_compiling():
+            return operators.gelu(x)
         return F.gelu(x, approximate="tanh")
 
 
@@ -134,8 +142,11 @@ class MultiHeadAttention(nn.Module):
         """Attends over `x`, [B, T, d_in], or as `attend` says.
 
         Raises:
-            DataError: more than context_length tokens.
+            DataError: x is not [B, T, d_in], or has more than context_length tokens.
         """
+        if x.ndim != 3:
+            hint = "; add the batch with unsqueeze(0)" if x.ndim == 2 else ""
+            raise DataError(f"x has shape {list(x.shape)}; it must be [batch, tokens, d_in]{hint}")
         check_num_tokens(x.shape[1], self.context_length)
         attend = attend or Attend()
         q_BHTK, k_BHSK, v_BHSK = map(self._split_heads, self._project(x))
@@ -188,22 +199,20 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         dropout = self.dropout.p if self.dropout.training else 0.0
         is_causal = mask is None and attend.is_causal
-        if dropout or not _is_faster_in_float32(q_BHTK, k_BHSK):
-            return F.scaled_dot_product_attention(
-                q_BHTK, k_BHSK, v_BHSK, mask, dropout, is_causal, scale=self.scale
-            )
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.float()
-        with torch.autocast("cpu", enabled=False):
-            y_BHTK = F.scaled_dot_product_attention(
-                q_BHTK.float(),
-                k_BHSK.float(),
-                v_BHSK.float(),
-                mask,
-                is_causal=is_causal,
-                scale=self.scale,
-            )
-        return y_BHTK.to(q_BHTK.dtype)
+        if is_causal and self._goes_to_core(q_BHTK, k_BHSK, dropout):
+            return operators.attention(q_BHTK, k_BHSK, v_BHSK, self.scale, dropout)
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, mask, dropout, is_causal, scale=self.scale
+        )
+
+    def _goes_to_core(self, q_BHTK: Tensor, k_BHSK: Tensor, dropout: float) -> bool:
+        """Whether the Rust core's causal attention is meant, with its dropout, or is the faster."""
+        if not _trains_on_cpu(q_BHTK) or q_BHTK.shape != k_BHSK.shape:
+            return False
+        if dropout:
+            return type(self.dropout) is SeededDropout and can_be_seeded(q_BHTK)
+        is_short = q_BHTK.shape[2] <= FEW_TOKENS
+        return q_BHTK.dtype == torch.bfloat16 and (operators.HAS_TILES or is_short)
 
     def _explicit(
         self,
@@ -225,18 +234,13 @@ class MultiHeadAttention(nn.Module):
         return weights_BHTS @ v_BHSK
 
 
-def _is_faster_in_float32(q_BHTK: Tensor, k_BHSK: Tensor) -> bool:
-    """Whether the gradient of attention over bfloat16 is: over few tokens, on a CPU.
-
-    torch's kernel multiplies matrices of T rows and K columns one by one there, too small for what
-    bfloat16 costs at the start of each: 2.5 times the time at T = 128, the same at 256.
-    """
+def _trains_on_cpu(x: Tensor) -> bool:
+    """Whether the gradient of what is made of `x` will be computed, in the Rust core's dtypes."""
     return (
-        q_BHTK.dtype == torch.bfloat16
-        and q_BHTK.device.type == "cpu"
-        and k_BHSK.shape[2] <= FLOAT32_ATTENTION_TOKENS
+        x.requires_grad
+        and x.device.type == "cpu"
+        and x.dtype in operators.DTYPES
         and torch.is_grad_enabled()
-        and q_BHTK.requires_grad
     )
 
 
@@ -304,7 +308,8 @@ def check_num_tokens(num_tokens: int, context_length: int | None) -> None:
 def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does just what the class's `forward` does: then it may be skipped.
 
-    A parametrization, and sharding by FSDP, give a module another class.
+    A parametrization, and sharding by FSDP, give a module another class. A dropout stays one with
+    other random numbers.
     """
     hooks = (
         module._forward_hooks,
@@ -312,7 +317,8 @@ def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
+    found = nn.Dropout if type(module) is SeededDropout else type(module)
+    return found is kind and not any(hooks) and "forward" not in vars(module)
 
 
 def _drop_mask(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

@@ -20,7 +20,12 @@ from gptrs.errors import ConfigError
 from gptrs.model.forward_pass import check_targets
 from gptrs.model.gpt import GPTModel
 from gptrs.model.layers import is_stock
-from gptrs.model.loss_by_columns import BLOCK_COLUMNS, loss_by_columns
+from gptrs.model.loss_by_columns import (
+    BLOCK_COLUMNS,
+    KEPT_BLOCK_COLUMNS,
+    keeps_exponentials,
+    loss_by_columns,
+)
 from gptrs.model.loss_by_rows import loss_by_rows
 
 IGNORE_INDEX = -100
@@ -77,7 +82,7 @@ def linear_cross_entropy(
     *,
     ignore_index: int = IGNORE_INDEX,
     dtype: torch.dtype | None = None,
-    block_columns: int = BLOCK_COLUMNS,
+    block_columns: int | None = None,
 ) -> Tensor:
     """`F.cross_entropy(hidden @ weight.T, targets)` in little memory: mean over the counted rows.
 
@@ -87,7 +92,9 @@ def linear_cross_entropy(
         targets: int64 [N], each in 0..V, or `ignore_index`. With no row counted the loss is nan.
         dtype: of the matmuls: float64, float32 or bfloat16. By default autocast's where autocast is
             on, else the inputs'.
-        block_columns: how many ids' logits exist at a time, where columns are cut.
+        block_columns: how many ids' logits are computed at a time, where columns are cut; None: so
+            many that they stay in cache or, where exponentials are kept for the gradient (at most
+            256 MiB of them), more.
     Returns:
         A scalar, float64 for float64 matmuls, else float32; differentiable once.
     Raises:
@@ -104,7 +111,7 @@ def linear_cross_entropy(
             f"linear_cross_entropy needs one target a row: {hidden.shape[0]} rows, "
             f"targets {list(targets.shape)}"
         )
-    if block_columns < 1:
+    if block_columns is not None and block_columns < 1:
         raise ConfigError(f"block_columns must be at least 1, found {block_columns}")
     dtype = dtype or _matmul_dtype(hidden)
     if dtype not in (torch.float64, torch.float32, torch.bfloat16):
@@ -118,8 +125,10 @@ def linear_cross_entropy(
     if wants_gradient and dtype != torch.bfloat16 and hidden.shape[1] >= ROWS_FROM_WIDTH:
         by_rows = loss_by_rows(hidden, weight, targets, ignore_index, dtype, weight.requires_grad)
         return cast(Tensor, by_rows[0])
-    loss: Tensor = loss_by_columns(hidden, weight, targets, ignore_index, dtype, block_columns)[0]
-    return loss
+    keeps = wants_gradient and keeps_exponentials(hidden, weight, dtype)
+    block_columns = block_columns or (KEPT_BLOCK_COLUMNS if keeps else BLOCK_COLUMNS)
+    by_columns = loss_by_columns(hidden, weight, targets, ignore_index, dtype, block_columns, keeps)
+    return cast(Tensor, by_columns[0])
 
 
 def _counted(

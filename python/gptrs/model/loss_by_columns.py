@@ -3,7 +3,7 @@
     forward    for each block of the vocabulary:  p = exp(logits - logit of the target)
                                                   sum += p's row sums
                a row's loss = log(sum)
-    backward   for each block again:              p = exp(logits - logit of the target)
+    backward   for each block:                    p again, or kept where they are few
                                                   grad_hidden += p @ weight[block]
                                                   grad_weight[block] = (hidden / sum).T @ p
                grad_hidden /= sum, and the targets' share of both, which needs no block
@@ -14,8 +14,9 @@ passes round the same numbers, so that probabilities sum to 1. No maximum is loo
 target's own term keeps a sum at 1 or above, and where one grows too large (a target e^60 times too
 unlikely) the pass is repeated with each row's largest logit in the target's place.
 
-Plain torch operations, any device. Matmuls run in `dtype`, sums between blocks in float32 at least.
-`torch.compile` calls both passes as operators and looks no further.
+Torch's operations, any device; on a CPU two passes that the Rust core makes quicker. Matmuls run in
+`dtype`, sums between blocks in float32 at least. `torch.compile` calls both passes as operators and
+looks no further.
 """
 
 # N rows (tokens), D emb_dim, V vocab_size, C columns in a block, A = D and the columns of the shift
@@ -27,10 +28,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptrs import _core
 from gptrs.model.forward_pass import check_targets
+from gptrs.model.operators import DTYPES
 
 BLOCK_COLUMNS = 1024
 """Of 512, 1,024 and 2,048 the fastest on processors with 2 MiB of second-level cache a core."""
+KEPT_BLOCK_COLUMNS = 4096
+"""The same where exponentials leave the cache anyway, to be kept."""
+KEPT_BYTES = 1 << 28
+"""Exponentials that take no more are kept for the gradient: 2,670 rows of GPT-2's vocabulary in
+bfloat16. More are computed again."""
+KEPT_FROM_WIDTH = 384
+"""Narrower rows are multiplied again sooner than their exponentials are fetched from memory."""
 _SHIFT_COLUMNS = 8
 """Two are used, the others keep bfloat16's rows aligned to 16 bytes."""
 _LARGEST_SUM = 1e26
@@ -45,8 +55,12 @@ def loss_by_columns(
     ignore_index: int,
     dtype: torch.dtype,
     block_columns: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and for the backward pass each row's shift and sum(exp(logits - shift)), [N]."""
+    keeps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and for the backward pass: each row's shift and sum(exp(logits - shift)), [N].
+
+    And where `keeps`, exp(logits - shift), [blocks, N * C]; else an empty tensor.
+    """
     check_targets(targets, ignore_index, vocab_size=len(weight))
     with torch.autocast(hidden.device.type, enabled=False):
         hidden_ND = hidden.to(dtype)
@@ -56,15 +70,16 @@ def loss_by_columns(
         target_weight_ND = weight[targets_N].to(dtype).to(sum_dtype)
         target_logits_N = (hidden_ND.to(sum_dtype) * target_weight_ND).sum(dim=1)
 
+        kept = _room(hidden_ND, weight, block_columns, keeps)
         shift_N = target_logits_N
-        sum_N = _sum_exp(hidden_ND, weight, shift_N, block_columns)
+        sum_N = _sum_exp(hidden_ND, weight, shift_N, block_columns, kept)
         if (sum_N > _LARGEST_SUM).any():
             shift_N = _largest_logits(hidden_ND, weight, shift_N, block_columns)
-            sum_N = _sum_exp(hidden_ND, weight, shift_N, block_columns)
+            sum_N = _sum_exp(hidden_ND, weight, shift_N, block_columns, kept)
         # Rounding may take a certain prediction's loss below zero.
         losses_N = (shift_N - target_logits_N + sum_N.log()).clamp_min(0.0)
         loss = losses_N.where(counted_N, 0.0).sum() / counted_N.sum()
-        return loss, shift_N.clone(), sum_N
+        return loss, shift_N.clone(), sum_N, kept
 
 
 @torch.library.custom_op("gptrs::linear_cross_entropy_backward", mutates_args=())
@@ -75,6 +90,7 @@ def _backward(
     targets: Tensor,
     shift_N: Tensor,
     sum_N: Tensor,
+    kept: Tensor,
     ignore_index: int,
     dtype: torch.dtype,
     block_columns: int,
@@ -91,14 +107,13 @@ def _backward(
 
         grad_hidden_ND = torch.zeros_like(hidden, dtype=sum_N.dtype)
         grad_weight_VD = torch.empty_like(weight if wants_weight else weight[:0])
-        blocks = _shifted_logits(hidden.to(dtype), weight, shift_N, block_columns)
-        for first, weight_CD, logits_NC in blocks:
-            exp_NC = logits_NC.exp_()
+        for first, weight_CD, exp_NC in _exponentials(
+            hidden.to(dtype), weight, shift_N, block_columns, kept
+        ):
             grad_hidden_ND += exp_NC @ weight_CD
             if wants_weight:
                 # Half the time of exp.T @ hidden in bfloat16, whose kernels want rows.
-                grad_DC = scaled_DN @ exp_NC
-                grad_weight_VD[first : first + grad_DC.shape[1]] = grad_DC.T
+                _turn(scaled_DN @ exp_NC, grad_weight_VD[first : first + exp_NC.shape[1]])
 
         grad_hidden_ND = factor_N1 * grad_hidden_ND - row_weight_N1 * weight[targets_N]
         if wants_weight:
@@ -114,9 +129,11 @@ def _(
     ignore_index: int,
     dtype: torch.dtype,
     block_columns: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keeps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     per_row = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
-    return per_row.new_empty(()), per_row, torch.empty_like(per_row)
+    kept = _room(hidden.new_empty(hidden.shape, dtype=dtype), weight, block_columns, keeps)
+    return per_row.new_empty(()), per_row, torch.empty_like(per_row), kept
 
 
 @_backward.register_fake
@@ -127,6 +144,7 @@ def _(
     targets: Tensor,
     shift_N: Tensor,
     sum_N: Tensor,
+    kept: Tensor,
     ignore_index: int,
     dtype: torch.dtype,
     block_columns: int,
@@ -136,62 +154,128 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, *ctx.settings = inputs
-    _, *per_row = output
-    ctx.mark_non_differentiable(*per_row)
-    ctx.save_for_backward(hidden, weight, targets, *per_row)
+    hidden, weight, targets, *ctx.settings, _ = inputs
+    _, *for_backward = output
+    ctx.mark_non_differentiable(*for_backward)
+    ctx.save_for_backward(hidden, weight, targets, *for_backward)
 
 
 def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wants_weight = ctx.needs_input_grad[1]
     grad_hidden, grad_weight = _backward(grad_loss, *ctx.saved_tensors, *ctx.settings, wants_weight)
-    return grad_hidden, grad_weight if wants_weight else None, None, None, None, None
+    return grad_hidden, grad_weight if wants_weight else None, None, None, None, None, None
 
 
 loss_by_columns.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _sum_exp(hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int) -> Tensor:
-    """sum(exp(logits - shift)) of each row, [N]."""
+def keeps_exponentials(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether what the gradient needs is better kept than computed again."""
+    num_bytes = len(hidden) * len(weight) * dtype.itemsize
+    return hidden.shape[1] >= KEPT_FROM_WIDTH and num_bytes <= KEPT_BYTES
+
+
+def _room(hidden_ND: Tensor, weight_VD: Tensor, block_columns: int, keeps: bool) -> Tensor:
+    """Where all exponentials are kept, [blocks, N * C], or nothing."""
+    columns = min(block_columns, len(weight_VD))
+    num_blocks = -(-len(weight_VD) // columns)
+    return hidden_ND.new_empty((num_blocks, len(hidden_ND) * columns) if keeps else (0, 0))
+
+
+def _sum_exp(
+    hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int, kept: Tensor
+) -> Tensor:
+    """sum(exp(logits - shift)) of each row, [N]; the exponentials go where they are kept."""
     sum_N = torch.zeros_like(shift_N)
-    for _, _, logits_NC in _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns):
-        sum_N += logits_NC.exp_().sum(dim=1)
+    for _, _, logits_NC in _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns, kept):
+        if logits_NC.device.type == "cpu" and logits_NC.dtype in DTYPES:
+            _core.exp_and_sum(logits_NC, sum_N, threads=torch.get_num_threads())
+        else:
+            sum_N += logits_NC.exp_().sum(dim=1)
     return sum_N
+
+
+def _exponentials(
+    hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int, kept: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each block of the vocabulary its first id, its weights and exp(logits - shift)."""
+    if len(kept):
+        for first, weight_CA in _weights(hidden_ND, weight_VD, block_columns):
+            exp_NC = _block(kept[first // block_columns], len(hidden_ND), len(weight_CA))
+            yield first, weight_CA[:, : hidden_ND.shape[1]], exp_NC
+        return
+    unused_N = torch.zeros_like(shift_N)
+    blocks = _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns, kept)
+    for first, weight_CD, logits_NC in blocks:
+        # By the same operation as before, so that both passes round alike.
+        if logits_NC.device.type == "cpu" and logits_NC.dtype in DTYPES:
+            _core.exp_and_sum(logits_NC, unused_N, threads=torch.get_num_threads())
+        else:
+            logits_NC.exp_()
+        yield first, weight_CD, logits_NC
+
+
+def _turn(source_DC: Tensor, target_CD: Tensor) -> None:
+    """The target becomes the source, turned."""
+    is_ours = source_DC.dtype in DTYPES and target_CD.dtype in DTYPES
+    if source_DC.device.type == "cpu" and is_ours:
+        _core.turn(source_DC, target_CD, threads=torch.get_num_threads())
+    else:
+        target_CD.copy_(source_DC.T)
 
 
 def _largest_logits(
     hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int
 ) -> Tensor:
     """The largest logit of each row, [N], rounded as a block's logits minus `shift_N` are."""
-    blocks = _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns)
+    no_room = hidden_ND.new_empty(0, 0)
+    blocks = _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns, no_room)
     largest_BN = torch.stack([logits_NC.amax(dim=1) for _, _, logits_NC in blocks])
     return shift_N + largest_BN.amax(dim=0)
 
 
 def _shifted_logits(
-    hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int
+    hidden_ND: Tensor, weight_VD: Tensor, shift_N: Tensor, block_columns: int, kept: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """For each block of the vocabulary its first id, its weights and its logits minus the shift.
 
-    Computes in hidden's dtype. Both tensors are overwritten by the next block's, so that all blocks
-    take the same place in the cache, and no memory is asked for in between.
+    Computes in hidden's dtype. Logits lie where they are kept; if nowhere, both tensors are
+    overwritten by the next block's: all take the same place in the cache.
     """
     num_rows, emb_dim = hidden_ND.shape
-    vocab_size = len(weight_VD)
-    block_columns = min(block_columns, vocab_size)
     # In bfloat16 the shift's first 8 bits and the next 8; else all of it, and zero.
     high_N = shift_N.to(hidden_ND.dtype)
     hidden_NA = F.pad(hidden_ND, (0, _SHIFT_COLUMNS))
     hidden_NA[:, emb_dim] = -high_N
     hidden_NA[:, emb_dim + 1] = high_N - shift_N
 
-    weights = hidden_ND.new_ones(block_columns, emb_dim + _SHIFT_COLUMNS)
-    logits = hidden_ND.new_empty(num_rows * block_columns)
-    for first in range(0, vocab_size, block_columns):
-        block_CD = weight_VD[first : first + block_columns]
-        num_columns = len(block_CD)
-        weight_CA = weights[:num_columns]
-        weight_CA[:, :emb_dim] = block_CD
-        logits_NC = logits[: num_rows * num_columns].view(num_rows, num_columns)
+    is_kept = len(kept) > 0
+    place = (
+        kept if is_kept else hidden_ND.new_empty(1, num_rows * min(block_columns, len(weight_VD)))
+    )
+    for first, weight_CA in _weights(hidden_ND, weight_VD, block_columns):
+        block = place[first // block_columns if is_kept else 0]
+        logits_NC = _block(block, num_rows, len(weight_CA))
         torch.mm(hidden_NA, weight_CA.T, out=logits_NC)
         yield first, weight_CA[:, :emb_dim], logits_NC
+
+
+def _weights(
+    hidden_ND: Tensor, weight_VD: Tensor, block_columns: int
+) -> Iterator[tuple[int, Tensor]]:
+    """For each block its first id and its weights, with ones behind them, in hidden's dtype.
+
+    They are overwritten by the next block's.
+    """
+    emb_dim = hidden_ND.shape[1]
+    weights = hidden_ND.new_ones(min(block_columns, len(weight_VD)), emb_dim + _SHIFT_COLUMNS)
+    for first in range(0, len(weight_VD), block_columns):
+        block_CD = weight_VD[first : first + block_columns]
+        weight_CA = weights[: len(block_CD)]
+        weight_CA[:, :emb_dim] = block_CD
+        yield first, weight_CA
+
+
+def _block(place: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """[N, C] at the beginning of a place that may be longer."""
+    return place[: num_rows * num_columns].view(num_rows, num_columns)

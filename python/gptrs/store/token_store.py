@@ -44,6 +44,9 @@ FOLDER_FORMAT: Final = "gptrs-store"
 SHARD_TOKENS: Final = 1 << 28
 """Tokens in a full shard: half a gigabyte of uint16."""
 
+BIN_SUFFIXES: Final = (".bin", ".idx")
+"""Of other programs' files."""
+
 Target = Literal["gptrs", "nanogpt", "llmc", "megatron"]
 """What a store can be converted to."""
 
@@ -286,7 +289,7 @@ def convert_store(
             on_progress=on_progress,
         )
     made = Path(out)
-    if to == "megatron" and made.suffix not in (".bin", ".idx"):
+    if to == "megatron" and made.suffix not in BIN_SUFFIXES:
         made = made.with_name(f"{made.name}.bin")
     info = store.manifest["tokenizer"]
     named = info["name"], info["fingerprint"], info["n_vocab"], info["end_of_text"]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from gptrs.errors import ConfigError, GenerationError
+from gptrs.errors import GenerationError
 from gptrs.text.tokenizer import END_OF_TEXT, end_of_text_id
+from gptrs.text.tokenizer_argument import check_tokenizer
 
 if TYPE_CHECKING:
     from gptrs.text.tokenizer import SupportsToList
@@ -27,9 +28,7 @@ class PromptReader:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        for method in ("encode", "decode"):
-            if not callable(getattr(tokenizer, method, None)):
-                raise ConfigError(f"a tokenizer has encode and decode; found {tokenizer!r}")
+        check_tokenizer(tokenizer, "encode", "decode")
         self.tokenizer = tokenizer
         self.end_of_text = _end_of_text(tokenizer)
         self.n_vocab = _n_vocab(tokenizer)

@@ -3,11 +3,18 @@
 Python's own help topics are a text that every installation has, for the demo and for trying things.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from gptrs.errors import SourceError
+
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", ".gz", "gunzip -k"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", ".zst", "unzstd"),
+}
+"""How compressed files begin: what made them, how they are named, what unpacks them."""
 
 TEXT_SUFFIXES = (".txt", ".md")
 """What is read from a folder. A file that is named itself is read whatever it is called."""
@@ -55,9 +62,16 @@ def find_text_files(paths: Iterable[str | Path]) -> list[Path]:
     """The files that `paths` name; a folder stands for its .txt and .md files at any depth, sorted.
 
     Raises:
-        SourceError: a path does not exist, or a folder holds no such file.
+        SourceError: a path does not exist, a folder holds no such file, a file is compressed, or
+            all of them are empty.
     """
-    return [file for path in paths for file in _files_under(Path(path))]
+    files = [file for path in paths for file in _files_under(Path(path))]
+    for file in files:
+        _refuse_compressed(file)
+    if files and all(file.is_file() and not file.stat().st_size for file in files):
+        others = f", as all {len(files):,} files are" if len(files) > 1 else ""
+        raise SourceError(f"{files[0]}: is empty{others}: there is no text to read")
+    return files
 
 
 def help_topics() -> str:
@@ -68,6 +82,24 @@ def help_topics() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Raises SourceError for what begins as a compressed file does, and no text in UTF-8 can."""
+    if not file.is_file():  # What is read from a pipe is gone.
+        return
+    try:
+        with file.open("rb") as opened:
+            begin = opened.read(max(map(len, _COMPRESSED)))
+    except OSError:
+        return  # Whoever reads it says so.
+    for magic, (name, suffix, tool) in _COMPRESSED.items():
+        if not begin.startswith(magic):
+            continue
+        how = f": {tool} {shlex.quote(str(file))}" if file.suffix == suffix else ""
+        if how and Path(file.stem).suffix != ".json":
+            how += "; or `gptrs build` reads it as it is, and makes a store to train on"
+        raise SourceError(f"{file}: is compressed with {name}; unpack it{how}")
 
 
 def _files_under(path: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ u and v, one for each head. An output layer that is tied to the table of tokens 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -72,11 +72,19 @@ class Optimizers:
                 )
             )
 
-    def step(self, learning_rate: float) -> None:
-        """Moves all parameters by their gradients, and drops these."""
+    def step(
+        self, learning_rate: float, grad_norm: float = 0.0, max_norm: float = math.inf
+    ) -> None:
+        """Moves all parameters by their gradients, and drops these.
+
+        Gradients whose length all together, `grad_norm`, is more than `max_norm` are scaled down.
+        """
+        # As torch.nn.utils.clip_grad_norm_ does.
+        shrink = (grad_norm + 1e-6) / max_norm if grad_norm > max_norm else None
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+            _scale_down(optimizer, shrink)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -232,11 +240,18 @@ def _decay(kind: Kind, config: TrainingConfig) -> float:
     return config.weight_decay if decays else 0.0
 
 
-def clip(gradients: Iterable[Tensor], norm: float, max_norm: float) -> None:
-    """Scales gradients whose length all together is `norm` down to `max_norm`, in place."""
-    if norm > max_norm:
-        # As torch.nn.utils.clip_grad_norm_ does; where nothing is to be done, it multiplies by 1.
-        torch._foreach_mul_(list(gradients), max_norm / (norm + 1e-6))
+def _scale_down(optimizer: torch.optim.Optimizer, shrink: float | None) -> None:
+    """Lets the next step divide gradients by `shrink`, or divides them; None leaves them."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # A fused AdamW divides what it reads anyway; what lies in shards it cannot divide by a tensor.
+    divides = isinstance(optimizer, torch.optim.AdamW) and all(type(g) is Tensor for g in gradients)
+    if divides:
+        device = gradients[0].device if gradients else None
+        scale = None if shrink is None else torch.tensor(shrink, device=device)
+        optimizer.grad_scale = scale  # type: ignore[attr-defined] # as torch.amp.GradScaler does
+    elif shrink is not None:
+        torch._foreach_mul_(gradients, 1 / shrink)
 
 
 def learning_rate_at(

@@ -16,7 +16,10 @@ _SAME = ("model", "data", "vocabulary")
 
 
 def refuse_another_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a checkpoint is of another model, store or vocabulary, and says how."""
+    """Raises ConfigError if a checkpoint is of another model, store or vocabulary, and says how.
+
+    Also if it has more steps than are asked for: the weights of an earlier step are not in it.
+    """
     differing = [
         difference
         for name in _SAME
@@ -24,6 +27,12 @@ def refuse_another_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Non
     ]
     if differing:
         raise ConfigError(f"this is not the run that was begun: {'; '.join(differing)}")
+    done, asked = saved["progress"]["step"], here["config"]["steps"]
+    if asked is not None and asked < done:
+        raise ConfigError(
+            f"steps is {asked:,}, and the run has done {done:,}, which cannot be taken back: ask "
+            f"for {done:,} or more, or begin another run"
+        )
 
 
 def changed_settings(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast, get_args
 from gptrs.errors import CheckpointError, TrainingError
 from gptrs.generation.generator import Generator
 from gptrs.interrupts import StopReason, StopRequest, stop_on_signals
+from gptrs.model.dropout import seeded_dropout
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback, Evaluation, Sample, StepRecord
 from gptrs.training.checkpoint import SavedRun, Snapshot, checkpoints, clean, step_of
@@ -22,7 +23,7 @@ from gptrs.training.config import TrainingConfig
 from gptrs.training.data import PrefetchedSteps, StepBatches
 from gptrs.training.memory import freed_memory_kept
 from gptrs.training.model_state import ModelState
-from gptrs.training.optimization import MasterWeights, Optimizers, clip, learning_rate_at
+from gptrs.training.optimization import MasterWeights, Optimizers, learning_rate_at
 from gptrs.training.parts import Parts
 from gptrs.training.progress import Standing
 from gptrs.training.resume import read_history
@@ -163,14 +164,12 @@ class Run(Standing):
             last=parts.last_learning_rate,
         )
         loss = accumulate(self._step_loss, step, parts.device, parts.precision, parts.world)
-        gradients = self._optimizers.gradients()
-        outcome = measure(loss, gradients, parts.world)
+        outcome = measure(loss, self._optimizers.gradients(), parts.world)
         progress.step += 1
         if outcome.problem is not None:
             self._skip(outcome.problem, learning_rate)
             return
-        clip(gradients, outcome.grad_norm, self.config.max_grad_norm)
-        self._optimizers.step(learning_rate)
+        self._optimizers.step(learning_rate, outcome.grad_norm, self.config.max_grad_norm)
         if self._masters is not None:
             self._masters.publish()
         progress.skipped_in_a_row = 0
@@ -319,7 +318,8 @@ class Run(Standing):
         if self._parts.compiles:
             compile_blocks(self.model, around=not self._parts.world.is_sharded)
         try:
-            yield
+            with seeded_dropout(self.model):
+                yield
         finally:
             restore_blocks(self.model)
             if self._masters is not None:

@@ -21,6 +21,7 @@ from gptrs.devices import Precision
 from gptrs.errors import TrainingError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.loss import IGNORE_INDEX, next_token_loss
+from gptrs.model.operators import total_norm
 from gptrs.training.config import ParallelName, TrainingConfig
 from gptrs.training.data import Batch, StepBatches
 
@@ -55,7 +56,7 @@ class World:
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """The length of all gradients together."""
-        return torch.nn.utils.get_total_norm(gradients)
+        return total_norm(gradients)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on each."""

@@ -71,12 +71,19 @@ def save_checkpoint(
 
 def check_saveable(model: GPTModel) -> None:
     """Raises ConfigError if `model` could not be loaded again."""
-    if wrong := misfits(model):
-        raise ConfigError(
-            f"the model could not be loaded again: its config does not make {', '.join(wrong[:4])}"
-            f"{' ...' if len(wrong) > 4 else ''}. Make its layers the book's first, as merge_lora "
-            "and fold_projection do"
+    if not (wrong := misfits(model)):
+        return
+    advice = "Make its layers the book's first, as merge_lora and fold_projection do"
+    if set(wrong) == {"tok_emb.weight", "out_head.weight"}:  # Somebody added tokens.
+        num_ids = len(model.tok_emb.weight)
+        advice = (
+            f"For {num_ids} token ids, model.cfg = dataclasses.replace(model.cfg, "
+            f"vocab_size={num_ids})"
         )
+    raise ConfigError(
+        f"the model could not be loaded again: its config does not make {', '.join(wrong[:4])}"
+        f"{' ...' if len(wrong) > 4 else ''}. {advice}"
+    )
 
 
 def tensors_of(model: GPTModel) -> dict[str, Tensor]:

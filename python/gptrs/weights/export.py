@@ -28,7 +28,7 @@ from gptrs.model.gpt import GPTModel
 from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
 from gptrs.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from gptrs.text.tokenizer_files import gpt2_files
-from gptrs.weights.checkpoint import check_tokenizer, save_checkpoint
+from gptrs.weights.checkpoint import check_saveable, check_tokenizer, save_checkpoint
 from gptrs.weights.manifest import CONFIG_FILE, FORMAT
 from gptrs.weights.names import to_gpt2
 
@@ -62,6 +62,7 @@ def save_pretrained(
         tokenizer = _usual_tokenizer(model)
     own = check_tokenizer(tokenizer, model, directory)
     files = _hf_files(model, own) if format == "hf" else _book_files(model, own)
+    check_saveable(model)
     try:
         _write_folder(directory, files)
     except OSError as error:

@@ -25,6 +25,7 @@ from gptrs.weights.files import WeightFile, open_weights
 from gptrs.weights.filled_model import filled_model
 from gptrs.weights.foreign_config import config_of_json, is_known, read_json
 from gptrs.weights.manifest import CONFIG_FILE, FORMAT, RUN_FOLDER
+from gptrs.weights.missing import no_such_path
 from gptrs.weights.names import Recipe, recipe_for
 from gptrs.weights.pretrained_config import check_fits, complete, config_of_file
 
@@ -75,10 +76,8 @@ def config_of_pretrained(path: str | os.PathLike[str]) -> GPTConfig:
 def _open(path: Path) -> tuple[dict[str, Any], WeightFile, Recipe]:
     """What is known of the config, the weights, and how their names become ours."""
     if not path.exists():
-        hint = f"; gptrs.from_hub({str(path)!r}) fetches a model from the Hugging Face hub"
-        raise CheckpointError(
-            f"{path}: no such file or folder{hint if _HUB_NAME.fullmatch(str(path)) else ''}"
-        )
+        hint = f"gptrs.from_hub({str(path)!r}) fetches a model from the Hugging Face hub"
+        raise CheckpointError(no_such_path(path, hint if _HUB_NAME.fullmatch(str(path)) else ""))
     if is_own_checkpoint(path):
         saved, file, recipe = open_checkpoint(path)
         return saved.to_dict(), file, recipe

@@ -35,13 +35,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::source::{Input, Kind, Start};
 use crate::store::TokenizerInfo;
-use crate::store::files::refused;
 use crate::tokenizer::{Check, END_OF_TEXT, Tokenizer, file};
 use crate::{Error, Result};
 use encoding::Rules;
 use feed::Files;
 use finish::{ALL, Finished, SIDES};
-use folder::Folder;
+use folder::{Folder, holds_store_already};
 use output::{Output, OutputSettings};
 use pipeline::Pipeline;
 use plan::Plan;
@@ -347,15 +346,14 @@ const SLACK_BYTES: usize = 1 << 12;
 
 /// The folder of a build with this plan, new or begun before.
 fn folder_for(out: &Path, plan: &Plan) -> Result<Folder> {
-    let holds_store = || refused(out, "holds a token store already".to_owned());
     if Folder::is_complete(out) {
-        return Err(holds_store());
+        return Err(holds_store_already(out));
     }
     let folder = Folder::open(out)?;
     match folder.read_plan::<Plan>()? {
         None if folder.holds_store() => {
             folder.remove()?;
-            Err(holds_store())
+            Err(holds_store_already(out))
         }
         None => {
             folder.write_plan(plan)?;

@@ -58,6 +58,7 @@ pub mod build;
 pub mod constraint;
 mod error;
 pub mod generate;
+pub mod layers;
 pub mod native;
 pub mod philox;
 pub mod sampling;

@@ -17,14 +17,14 @@ mod attention;
 mod cache;
 mod forward;
 mod int8;
-mod lanes;
-mod math;
+pub(crate) mod lanes;
+pub(crate) mod math;
 mod numbers;
 mod pool;
-mod shared;
+pub(crate) mod shared;
 mod tables;
 mod tile;
-mod tiles;
+pub(crate) mod tiles;
 mod weights;
 
 pub use self::lanes::Kernels;

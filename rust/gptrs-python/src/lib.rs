@@ -8,6 +8,7 @@ mod build;
 mod constraint;
 mod errors;
 mod generate;
+mod layers;
 mod merge;
 mod native;
 mod sampling;
@@ -34,6 +35,11 @@ mod _core {
     use super::constraint::{PyGrammar, PyMatcher, PyStopStrings, PyTokenBytes};
     #[pymodule_export]
     use super::generate::PyGeneration;
+    #[pymodule_export]
+    use super::layers::{
+        attention, attention_backward, dropout, exp_and_sum, gelu, gelu_backward, sum_of_squares,
+        turn,
+    };
     #[pymodule_export]
     use super::merge::merge_stores;
     #[pymodule_export]

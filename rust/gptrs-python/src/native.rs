@@ -199,7 +199,7 @@ fn taken() -> PyErr {
     GenerationError::new_err("a loop has taken this native engine: make another one")
 }
 
-fn find_kernels(name: Option<&str>) -> PyResult<Kernels> {
+pub fn find_kernels(name: Option<&str>) -> PyResult<Kernels> {
     let available = Kernels::available();
     let found = match name {
         None => available.first(),

@@ -118,11 +118,87 @@ impl WritableTensor {
         Ok(Self(view))
     }
 
+    pub fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
     pub fn as_i64_mut(&mut self) -> Option<&mut [i64]> {
-        let len = self.0.as_i64()?.len();
-        // SAFETY: contiguous and writable, as `of` found. The borrow of `self` ends before Python
-        // code runs again, and nothing else in Rust looks at this memory.
+        self.elements_mut()
+    }
+
+    /// All elements, if they are of this type. Whoever calls it sees to it that nobody else looks at the
+    /// memory for as long as the slice is used.
+    pub fn elements_mut<T: Element>(&mut self) -> Option<&mut [T]> {
+        let len = self.0.elements::<T>(T::DTYPE)?.len();
+        // SAFETY: contiguous and writable, as `of` found. As in PyTorch's own operators, nobody else may
+        // use the memory meanwhile.
         Some(unsafe { slice::from_raw_parts_mut(self.0.0.data.cast().as_ptr(), len) })
+    }
+}
+
+/// A type of Rust that a tensor's elements may be.
+pub trait Element: Copy {
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::Bf16;
+}
+
+impl Element for i64 {
+    const DTYPE: DType = DType::I64;
+}
+
+/// A tensor [batch, heads, tokens, head_dim], to be read, of which the last dimension is contiguous.
+pub struct HeadsView(Layout);
+
+impl HeadsView {
+    /// # Errors
+    /// `GenerationError`, as `TensorView::of`; or another number of dimensions, or strides below zero.
+    pub fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let layout = Layout::of(object)?;
+        let &[.., head_dim] = layout.shape() else {
+            return Err(GenerationError::new_err("attention takes tensors, found a scalar"));
+        };
+        if layout.shape().len() != 4 {
+            let found = layout.shape();
+            let message =
+                format!("attention takes [batch, heads, tokens, head_dim], found {found:?}");
+            return Err(GenerationError::new_err(message));
+        }
+        let is_dense = head_dim <= 1 || layout.strides[3] == 1;
+        if !layout.is_empty() && (!is_dense || layout.strides.iter().any(|&stride| stride < 0)) {
+            return Err(not_contiguous(object));
+        }
+        Ok(Self(layout))
+    }
+
+    pub fn shape(&self) -> [usize; 4] {
+        self.0.shape
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// From one batch row, head and token to the next.
+    pub fn strides(&self) -> [usize; 3] {
+        [0, 1, 2].map(|dim| self.0.strides[dim] as usize)
+    }
+
+    /// From the first element to the last, whatever lies between, if they are of this type.
+    pub fn span<T: Element>(&self) -> Option<&[T]> {
+        let sides = self.0.shape.iter().zip(&self.0.strides);
+        let last: usize =
+            sides.map(|(&side, &stride)| side.saturating_sub(1) * stride as usize).sum();
+        let len = if self.0.is_empty() { 0 } else { last + 1 };
+        // SAFETY: strides are not negative, so all lies between the first and the last element, in one
+        // allocation of a tensor of this type, whose bits are numbers whatever they are.
+        (self.0.dtype == T::DTYPE).then(|| unsafe { self.0.slice(0, len) })
     }
 }
 

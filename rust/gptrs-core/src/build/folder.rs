@@ -158,6 +158,17 @@ impl Folder {
     }
 }
 
+/// The error of a build or a merge where a store is done.
+pub fn holds_store_already(out: &Path) -> Error {
+    let reason = "holds a token store already: name another folder, or delete this one first";
+    refused(out, reason.to_owned())
+}
+
+/// Whether a build was begun in `out` and is not done.
+pub fn is_unfinished(out: &Path) -> bool {
+    !holds_store(out) && out.join(NAME).exists()
+}
+
 fn holds_store(out: &Path) -> bool {
     let is_store = |dir: &Path| dir.join(manifest::FILE_NAME).exists();
     // Where there are two, this one is written last.

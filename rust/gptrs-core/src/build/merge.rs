@@ -22,10 +22,10 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::finish::{Finished, publish};
-use super::folder::Folder;
+use super::folder::{Folder, holds_store_already};
 use super::seen::Seen;
 use crate::store::Manifest;
-use crate::store::files::{create_folder, failed, refused, sync_folder};
+use crate::store::files::{create_folder, failed, sync_folder};
 use crate::store::manifest::TOKENIZER_FILE;
 use crate::tokenizer::{Check, Tokenizer, file};
 use crate::{Error, Result};
@@ -123,7 +123,7 @@ impl Merge<'_> {
             Some(_) => Err(folder.differs("it merges other parts, or otherwise")),
             None if folder.holds_store() => {
                 folder.remove()?;
-                Err(refused(folder.out(), "already holds a store".to_owned()))
+                Err(holds_store_already(folder.out()))
             }
             None => folder.write_plan(&plan),
         }

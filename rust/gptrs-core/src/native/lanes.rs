@@ -7,11 +7,13 @@
 //!
 //! The `unsafe` code of this is in `lanes/x86.rs`.
 
+mod words;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub mod x86;
 
 use half::bf16;
 
+pub use self::words::Words;
 use super::tiles::Tiles;
 
 /// How many floats.
@@ -64,7 +66,7 @@ impl Kernels {
     }
 
     /// This kind, if this processor is one of it; else the portable.
-    pub(super) fn found(self) -> Found {
+    pub(crate) fn found(self) -> Found {
         Found(if Self::available().contains(&self) { self } else { Self::Portable })
     }
 }
@@ -99,9 +101,7 @@ pub fn dispatch<W: Work>(found: Found, work: W) -> W::Output {
 }
 
 /// The operations that differ. A value exists only where the processor has the instructions.
-pub trait Simd: Copy {
-    /// The lanes.
-    type F: Copy;
+pub trait Simd: Words {
     /// Whole numbers on their way to sums, a lane each.
     type I: Copy;
 
@@ -156,7 +156,6 @@ macro_rules! each {
 }
 
 impl Simd for Portable {
-    type F = [f32; LANES];
     type I = [i32; LANES];
 
     #[inline(always)]

@@ -123,10 +123,21 @@ impl Work for Gelu<'_> {
 
 #[inline(always)]
 fn gelu<S: Simd>(simd: S, x: S::F) -> S::F {
+    simd.div(x, gelu_divisor(simd, x))
+}
+
+/// What GELU takes of `x`, between 0 and 1.
+#[inline(always)]
+pub fn gelu_share<S: Simd>(simd: S, x: S::F) -> S::F {
+    simd.div(simd.splat(1.0), gelu_divisor(simd, x))
+}
+
+#[inline(always)]
+fn gelu_divisor<S: Simd>(simd: S, x: S::F) -> S::F {
     const MINUS_TWICE_SQRT_2_BY_PI: f32 = -2.0 * 0.797_884_6;
     let cubic = simd.mul(simd.mul(x, x), simd.splat(0.044_715 * MINUS_TWICE_SQRT_2_BY_PI));
     let inner = simd.mul(x, simd.add(cubic, simd.splat(MINUS_TWICE_SQRT_2_BY_PI)));
-    simd.div(x, simd.add(exp(simd, inner), simd.splat(1.0)))
+    simd.add(exp(simd, inner), simd.splat(1.0))
 }
 
 /// The largest of sixteen.

@@ -145,3 +145,32 @@ impl<'a, T> Columns<'a, T> {
         unsafe { slice::from_raw_parts_mut(self.start.add(row * self.stride).as_ptr(), self.width) }
     }
 }
+
+/// The heads of `[batch, tokens, heads, head_dim]`, each all of its tokens' numbers, in order.
+pub fn split_heads<T>(
+    all: &mut [T],
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+) -> Vec<Columns<'_, T>> {
+    let stride = heads * head_dim;
+    let mut split = Vec::with_capacity(all.len() / (tokens * head_dim).max(1));
+    for part in all.chunks_exact_mut((tokens * stride).max(1)) {
+        let first = NonNull::from(part).cast::<T>();
+        for head in 0..heads {
+            // SAFETY: in bounds. The heads' numbers are apart, and all are borrowed for as long as they live.
+            let start = unsafe { first.add(head * head_dim) };
+            split.push(Columns {
+                start,
+                stride,
+                num_rows: tokens,
+                width: head_dim,
+                of: PhantomData,
+            });
+        }
+    }
+    split
+}
+
+// SAFETY: it is a borrow of elements that nobody else has.
+unsafe impl<T: Send> Send for Columns<'_, T> {}

@@ -51,3 +51,20 @@ pub struct MatMulBf16<'a> {
     pub num_inputs: usize,
     pub out: Columns<'a>,
 }
+
+/// `out[m][n] (+)= sum over k of left[m][k] right[k][n]`, in words of two bfloat16 that are neighbours in
+/// the sum. Rows and columns come in 32, the depth in 16 words.
+pub struct TileProduct<'a> {
+    pub left: &'a [u32],
+    /// Words from one row to the next.
+    pub left_stride: usize,
+    pub right: &'a [u32],
+    pub right_stride: usize,
+    pub out: &'a mut [f32],
+    pub out_stride: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+    /// Whether `out` is added to.
+    pub adds: bool,
+}

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::shown;
 use crate::Result;
 use crate::build::finish::{ALL, SIDES};
+use crate::build::folder::is_unfinished;
 use crate::build::plan::{ALL_INPUTS, MILDER, TASK};
 use crate::store::Manifest;
 use crate::store::files::refused;
@@ -39,6 +40,7 @@ pub fn streams_of(dir: &Path) -> &'static [&'static str] {
 pub fn read(dirs: &[PathBuf], stream: &str, deduplicate: bool) -> Result<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     for dir in dirs {
+        check_holds(dir, stream, &dirs[0])?;
         let dir = if stream == ALL { dir.clone() } else { dir.join(stream) };
         let part = Part { manifest: Manifest::read(&dir)?, dir };
         check_alike(parts.first().unwrap_or(&part), &part)?;
@@ -53,6 +55,27 @@ pub fn read(dirs: &[PathBuf], stream: &str, deduplicate: bool) -> Result<Vec<Par
     }
     check_tasks(&parts)?;
     Ok(parts)
+}
+
+/// Refuses a part that lacks a stream which the first has, and says what is there instead.
+fn check_holds(dir: &Path, stream: &str, first: &Path) -> Result<()> {
+    let inner = if stream == ALL { dir.to_owned() } else { dir.join(stream) };
+    if inner.join(FILE_NAME).exists() {
+        return Ok(());
+    }
+    let first = first.display();
+    let reason = if !dir.exists() {
+        "is missing: there is no such folder".to_owned()
+    } else if is_unfinished(dir) {
+        "its build is not finished: the same command goes on with it".to_owned()
+    } else if stream == ALL && streams_of(dir) == SIDES {
+        format!("has a part for training and one for validation, and {first} has not")
+    } else if stream != ALL && dir.join(FILE_NAME).exists() {
+        format!("is one store, and {first} has a part for training and one for validation")
+    } else {
+        format!("is no token store: there is no {}", inner.join(FILE_NAME).display())
+    };
+    Err(refused(dir, reason))
 }
 
 /// Refuses a part that was not made as the first was.

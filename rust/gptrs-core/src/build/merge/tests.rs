@@ -203,8 +203,39 @@ fn parts_that_are_missing_or_out_of_order_are_refused_by_name() {
     let twice = refusal(&[parts.clone(), vec![parts[1].clone()]].concat(), out.path(), false);
     assert!(twice.contains("part-1: is of 1/3, expected no more"), "{twice}");
     assert!(refusal(&[], out.path(), false).contains("nothing to merge"));
-    let nowhere = refusal(&[dir.path().join("none")], out.path(), false);
-    assert!(nowhere.contains("manifest.json"), "{nowhere}");
+    for at in [0, 1] {
+        let mut some = parts[..2].to_vec();
+        some[at] = dir.path().join("none");
+        let nowhere = refusal(&some, out.path(), false);
+        assert!(nowhere.contains("none: is missing: there is no such folder"), "{nowhere}");
+    }
+    assert_eq!(files(out.path()).len(), 0);
+}
+
+#[test]
+fn what_is_in_the_place_of_a_part_is_said() {
+    let (dir, out) = (Scratch::new(), Scratch::new());
+    let [one, split, begun, empty] =
+        ["one", "split", "begun", "empty"].map(|name| dir.path().join(name));
+    let texts = vec!["a".to_owned()];
+    write_part(&one, &texts, 5, &[]);
+    for side in ["train", "val"] {
+        write_part(&split.join(side), &texts, 5, &[("subset", json!(side))]);
+    }
+    drop(Folder::open(&begun).unwrap());
+    fs::create_dir(&empty).unwrap();
+    for (first, second, reason) in [
+        (&one, &split, "split: has a part for training and one for validation, and "),
+        (&split, &one, "one: is one store, and "),
+        (&one, &begun, "begun: its build is not finished"),
+        (&begun, &one, "begun: its build is not finished"),
+        (&split, &begun, "begun: its build is not finished"),
+        (&one, &empty, "empty: is no token store: there is no "),
+        (&split, &empty, "empty: is no token store: there is no "),
+    ] {
+        let message = refusal(&[first.clone(), second.clone()], out.path(), false);
+        assert!(message.contains(reason), "{message}");
+    }
     assert_eq!(files(out.path()).len(), 0);
 }
 
@@ -263,7 +294,7 @@ fn what_is_damaged_or_in_use_is_refused_by_name_and_leaves_nothing() {
     assert!(refusal(&parts, out.path(), false).contains("begun otherwise"));
     fs::remove_dir_all(out.path().join(".building")).unwrap();
     merge(&parts, out.path(), true).unwrap();
-    assert!(refusal(&parts, out.path(), true).contains("already holds a store"));
+    assert!(refusal(&parts, out.path(), true).contains("holds a token store already"));
     assert_eq!(documents(out.path()), ["aab", "b"]);
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "vector instructions; each use says why it is sound")]
 
+pub mod words;
+
 use std::arch::x86_64::{
     __m128, __m256, __m256i, __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
     _MM_HINT_T0, _mm_add_ps, _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128, _mm_packs_epi16,
@@ -76,7 +78,6 @@ struct Avx2(());
 // SAFETY of all below: a value says that the processor has the instructions; loads and stores need no
 // alignment, and stay in the arrays that they are given.
 impl Simd for Avx2 {
-    type F = [__m256; 2];
     /// Of four rows each: every row has two partial sums.
     type I = [__m256i; 4];
 
@@ -252,7 +253,6 @@ struct Avx512(());
 
 // SAFETY of all below: as above.
 impl Simd for Avx512 {
-    type F = __m512;
     type I = __m512i;
 
     #[inline(always)]

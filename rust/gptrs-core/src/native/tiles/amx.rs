@@ -9,8 +9,7 @@ use std::arch::x86_64::{
     __cpuid_count, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps,
     _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_storeu_ps, _mm512_storeu_si512,
 };
 use std::marker::PhantomData;
 use std::mem::transmute;
@@ -18,8 +17,9 @@ use std::sync::OnceLock;
 
 use super::super::int8::{BLOCK_GROUP, MatMulI8, Quantized};
 use super::super::lanes::GROUP;
+use super::super::lanes::x86::words::transposed;
 use super::super::shared::Columns;
-use super::{DEPTH, MatMulBf16, SIDE};
+use super::{DEPTH, MatMulBf16, SIDE, TileProduct};
 
 /// Bytes from one row of a packed tile to the next.
 const LINE: usize = 64;
@@ -140,6 +140,27 @@ impl ReadyTiles {
         // and sixteen inputs of any group are there.
         unsafe { multiply_i8(&mut job) }
     }
+
+    /// Does it.
+    pub fn multiply(&self, mut product: TileProduct<'_>) {
+        let TileProduct { rows, columns, depth, left_stride, right_stride, out_stride, .. } =
+            product;
+        if rows == 0 || columns == 0 || depth == 0 {
+            return;
+        }
+        assert!(rows.is_multiple_of(2 * SIDE) && columns.is_multiple_of(2 * SIDE));
+        assert!(depth.is_multiple_of(SIDE));
+        assert!(depth <= left_stride && columns <= right_stride && columns <= out_stride);
+        assert!((rows - 1) * left_stride + depth <= product.left.len());
+        assert!((depth - 1) * right_stride + columns <= product.right.len());
+        assert!((rows - 1) * out_stride + columns <= product.out.len());
+        for row in (0..rows).step_by(2 * SIDE) {
+            for column in (0..columns).step_by(2 * SIDE) {
+                // SAFETY: the tiles are ready; all rows of all four are inside, as was just checked.
+                unsafe { product_tiles(&mut product, row, column) };
+            }
+        }
+    }
 }
 
 /// Loads a tile whose rows are `stride` bytes apart.
@@ -168,10 +189,7 @@ unsafe fn zero<const TILE: u8>() {
 #[inline(always)]
 unsafe fn store<const TILE: u8>(to: &mut Sums) {
     // SAFETY: the caller's; this is sixteen rows of 64 bytes.
-    unsafe {
-        asm!("tilestored [{to} + {stride}*1], tmm{t}", t = const TILE, to = in(reg) to.0.as_mut_ptr(),
-            stride = in(reg) LINE, options(nostack));
-    }
+    unsafe { store_to::<TILE>(to.0.as_mut_ptr().cast(), LINE) }
 }
 
 /// SUMS += A B, in bfloat16.
@@ -197,6 +215,61 @@ unsafe fn add_i8<const SUMS: u8, const A: u8, const B: u8>() {
     unsafe {
         asm!("tdpbsud tmm{sums}, tmm{a}, tmm{b}", sums = const SUMS, a = const A, b = const B,
             options(nostack, nomem));
+    }
+}
+
+/// Two by two tiles of sums.
+///
+/// # Safety
+/// Tiles are ready; what `ReadyTiles::multiply` checks; 32 rows and columns from here on are inside.
+unsafe fn product_tiles(product: &mut TileProduct<'_>, row: usize, column: usize) {
+    let TileProduct { left, right, depth, adds, .. } = *product;
+    let (left_bytes, right_bytes) = (4 * product.left_stride, 4 * product.right_stride);
+    let out_bytes = 4 * product.out_stride;
+    // SAFETY: the caller's.
+    unsafe {
+        let left = left.as_ptr().add(row * product.left_stride).cast::<u8>();
+        let right = right.as_ptr().add(column).cast::<u8>();
+        let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
+        let (upper, lower) = (out.cast::<u8>(), out.cast::<u8>().add(SIDE * out_bytes));
+        if adds {
+            load::<0>(upper, out_bytes);
+            load::<1>(upper.add(LINE), out_bytes);
+            load::<2>(lower, out_bytes);
+            load::<3>(lower.add(LINE), out_bytes);
+        } else {
+            zero::<0>();
+            zero::<1>();
+            zero::<2>();
+            zero::<3>();
+        }
+        for k in (0..depth).step_by(SIDE) {
+            load::<4>(left.add(4 * k), left_bytes);
+            load::<6>(right.add(k * right_bytes), right_bytes);
+            load::<7>(right.add(k * right_bytes + LINE), right_bytes);
+            add_bf16::<0, 4, 6>();
+            add_bf16::<1, 4, 7>();
+            load::<5>(left.add(4 * k + SIDE * left_bytes), left_bytes);
+            add_bf16::<2, 5, 6>();
+            add_bf16::<3, 5, 7>();
+        }
+        store_to::<0>(upper, out_bytes);
+        store_to::<1>(upper.add(LINE), out_bytes);
+        store_to::<2>(lower, out_bytes);
+        store_to::<3>(lower.add(LINE), out_bytes);
+    }
+}
+
+/// Stores a tile whose rows are `stride` bytes apart.
+///
+/// # Safety
+/// Tiles are ready; sixteen rows of 64 bytes are there, and nobody else's.
+#[inline(always)]
+unsafe fn store_to<const TILE: u8>(to: *mut u8, stride: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("tilestored [{to} + {stride}*1], tmm{t}", t = const TILE, to = in(reg) to,
+            stride = in(reg) stride, options(nostack));
     }
 }
 
@@ -239,37 +312,6 @@ unsafe fn pack(inputs: &[f32], columns: usize, count: usize, out: &mut [u32]) {
             unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), row) };
         }
     }
-}
-
-/// Rows become columns.
-#[target_feature(enable = "avx512f,avx512vl")]
-fn transposed(rows: &[__m512i; SIDE]) -> [__m512i; SIDE] {
-    const EVEN: i32 = 0b10_00_10_00;
-    const ODD: i32 = 0b11_01_11_01;
-    let zero = _mm512_setzero_si512();
-    // Of every four rows, in each quarter of a register, squares of four turn.
-    let mut fours = [zero; SIDE];
-    for i in (0..SIDE).step_by(4) {
-        let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];
-        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        fours[i] = _mm512_unpacklo_epi64(ab_low, cd_low);
-        fours[i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
-        fours[i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
-        fours[i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
-    }
-    // Then the quarters find their places.
-    let mut columns = [zero; SIDE];
-    for j in 0..4 {
-        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
-        let ab = [_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b)];
-        let cd = [_mm512_shuffle_i32x4::<EVEN>(c, d), _mm512_shuffle_i32x4::<ODD>(c, d)];
-        columns[j] = _mm512_shuffle_i32x4::<EVEN>(ab[0], cd[0]);
-        columns[4 + j] = _mm512_shuffle_i32x4::<EVEN>(ab[1], cd[1]);
-        columns[8 + j] = _mm512_shuffle_i32x4::<ODD>(ab[0], cd[0]);
-        columns[12 + j] = _mm512_shuffle_i32x4::<ODD>(ab[1], cd[1]);
-    }
-    columns
 }
 
 /// # Safety

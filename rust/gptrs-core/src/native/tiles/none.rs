@@ -1,7 +1,7 @@
 //! No tiles on this processor.
 
 use super::super::int8::MatMulI8;
-use super::MatMulBf16;
+use super::{MatMulBf16, TileProduct};
 
 /// Nothing is one.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,10 @@ impl ReadyTiles {
     }
 
     pub fn multiply_i8(&self, _: MatMulI8<'_>) {
+        match *self {}
+    }
+
+    pub fn multiply(&self, _: TileProduct<'_>) {
         match *self {}
     }
 }

@@ -1,0 +1,99 @@
+//! Sixteen words of 32 bits at once: random numbers, and turning squares of words.
+
+#![allow(clippy::needless_range_loop, reason = "loops over lanes, which iterators hide")]
+
+use super::{LANES, Portable};
+
+/// The operations on words; a value exists only where the processor has the instructions.
+pub trait Words: Copy {
+    /// Sixteen floats.
+    type F: Copy;
+    /// Sixteen words.
+    type W: Copy;
+
+    fn splat_words(self, word: u32) -> Self::W;
+    fn load_words(self, from: &[u32; LANES]) -> Self::W;
+    fn store_words(self, words: Self::W, to: &mut [u32; LANES]);
+    fn xor(self, a: Self::W, b: Self::W) -> Self::W;
+    /// The upper and the lower halves of the products.
+    fn multiply_words(self, a: Self::W, b: u32) -> [Self::W; 2];
+    /// For the lower and the upper halves of words: 0 where they are below `threshold`, else `factor`.
+    fn choose(self, words: Self::W, threshold: u32, factor: f32) -> [Self::F; 2];
+    /// The floats' bits.
+    fn to_words(self, floats: Self::F) -> Self::W;
+    /// The floats that have these bits.
+    fn to_floats(self, words: Self::W) -> Self::F;
+    /// Rows become columns.
+    fn transpose(self, rows: [Self::W; LANES]) -> [Self::W; LANES];
+}
+
+impl Words for Portable {
+    type F = [f32; LANES];
+    type W = [u32; LANES];
+
+    #[inline(always)]
+    fn splat_words(self, word: u32) -> Self::W {
+        [word; LANES]
+    }
+
+    #[inline(always)]
+    fn load_words(self, from: &[u32; LANES]) -> Self::W {
+        *from
+    }
+
+    #[inline(always)]
+    fn store_words(self, words: Self::W, to: &mut [u32; LANES]) {
+        *to = words;
+    }
+
+    #[inline(always)]
+    fn xor(self, mut a: Self::W, b: Self::W) -> Self::W {
+        for l in 0..LANES {
+            a[l] ^= b[l];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn multiply_words(self, a: Self::W, b: u32) -> [Self::W; 2] {
+        let mut out = [[0; LANES]; 2];
+        for l in 0..LANES {
+            let product = u64::from(a[l]) * u64::from(b);
+            out[0][l] = (product >> 32) as u32;
+            out[1][l] = product as u32;
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn choose(self, words: Self::W, threshold: u32, factor: f32) -> [Self::F; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for l in 0..LANES {
+            for (half, bits) in [words[l] & 0xFFFF, words[l] >> 16].into_iter().enumerate() {
+                out[half][l] = if bits < threshold { 0.0 } else { factor };
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn to_words(self, floats: Self::F) -> Self::W {
+        floats.map(f32::to_bits)
+    }
+
+    #[inline(always)]
+    fn to_floats(self, words: Self::W) -> Self::F {
+        words.map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [Self::W; LANES]) -> [Self::W; LANES] {
+        let mut out = [[0; LANES]; LANES];
+        for r in 0..LANES {
+            for c in 0..LANES {
+                out[c][r] = rows[r][c];
+            }
+        }
+        out
+    }
+}
