@@ -16,7 +16,6 @@ with its log, progress bar and checks.
 import argparse
 import contextlib
 import io
-import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -233,10 +232,9 @@ def _small(bench: Bench) -> None:
 
 
 def _ours(bench: Bench, cfg: GPTConfig, batch_size: int, tokens: Tokens) -> Makers:
-    number = itertools.count()
     return {
         name: lambda settings=settings: ours(
-            cfg, batch_size, tokens, bench.folder / f"{cfg.n_layers}-{next(number)}", **settings
+            cfg, batch_size, tokens, Path(tempfile.mkdtemp(dir=bench.folder)) / "run", **settings
         )
         for name, settings in PRECISIONS.items()
     }

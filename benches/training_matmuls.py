@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptrs.config import GPTConfig
 from gptrs.model.loss import ROWS_FROM_WIDTH
-from gptrs.model.loss_by_columns import BLOCK_COLUMNS
+from gptrs.model.loss_by_columns import BLOCK_COLUMNS, KEPT_BLOCK_COLUMNS, keeps_exponentials
 from gptrs.model.loss_by_rows import BLOCK_ROWS
 
 Matmul = Callable[[], object]
@@ -55,9 +55,10 @@ def _output_layer(num_rows: int, width: int, vocab_size: int, dtype: torch.dtype
             calls += [_product(rows, weight.T), _product(p, weight), _product(p.T, rows)]
         return calls
     hidden_T = hidden.T.contiguous()
-    for block in weight.split(BLOCK_COLUMNS):
+    keeps = keeps_exponentials(hidden, weight, dtype)
+    for block in weight.split(KEPT_BLOCK_COLUMNS if keeps else BLOCK_COLUMNS):
         p = _matrix(num_rows, len(block), dtype)
-        calls += 2 * [_product(hidden, block.T)]
+        calls += (1 if keeps else 2) * [_product(hidden, block.T)]
         calls += [_product(p, block), _product(hidden_T, p)]
     return calls
 

@@ -157,6 +157,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     hidden, weight, targets, *ctx.settings, _ = inputs
     _, *for_backward = output
     ctx.mark_non_differentiable(*for_backward)
+    ctx.set_materialize_grads(False)  # No zeros for what has no gradient.
     ctx.save_for_backward(hidden, weight, targets, *for_backward)
 
 

@@ -39,7 +39,8 @@ def attention(
     """
     seed = draw_seed() if dropout else None
     out_BTHK, _ = _attention(query_BHTK, key_BHTK, value_BHTK, seed, dropout, scale)
-    return out_BTHK.transpose(1, 2)
+    out_BHTK: Tensor = out_BTHK.transpose(1, 2)
+    return out_BHTK
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -47,12 +48,14 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     `p` is rounded to a multiple of 2^-16.
     """
-    return _dropout(x, draw_seed(), p)
+    out: Tensor = _dropout(x, draw_seed(), p)
+    return out
 
 
 def gelu(x: Tensor) -> Tensor:
     """The tanh approximation of GELU, of a tensor on the CPU, float32 or bfloat16."""
-    return _gelu(x)
+    out: Tensor = _gelu(x)
+    return out
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -174,6 +177,7 @@ def _(
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query_BHTK, key_BHTK, value_BHTK, seed, ctx.dropout, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # No zeros for what has no gradient.
     ctx.save_for_backward(query_BHTK, key_BHTK, value_BHTK, *output, seed)
 
 
@@ -246,8 +250,8 @@ def _differentiate_gelu(ctx: Any, grad: Tensor) -> Tensor:
     (x,) = ctx.saved_tensors
     if torch.is_grad_enabled():  # Somebody wants the gradient of the gradient: torch has it.
         y = F.gelu(x, approximate="tanh")
-        (differentiable,) = torch.autograd.grad(y, x, grad, create_graph=True)
-        return differentiable
+        with_graph: Tensor = torch.autograd.grad(y, x, grad, create_graph=True)[0]
+        return with_graph
     to_input: Tensor = _gelu_backward(x, grad)
     return to_input
 

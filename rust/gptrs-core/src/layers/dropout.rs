@@ -83,7 +83,10 @@ fn philox4x32<S: Simd, const ROUNDS: usize>(
     counter
 }
 
-/// `x` with some numbers made zero, the others larger by what is missing then; `out` is as long.
+/// `x` with some numbers made zero, the others larger by what is missing then.
+///
+/// # Panics
+/// `out` is not as long.
 pub fn dropout<N: Number>(
     kernels: Kernels,
     threads: usize,

@@ -6,7 +6,10 @@ use crate::native::Kernels;
 use crate::native::lanes::{Simd, Work, dispatch};
 use crate::native::math::gelu_share;
 
-/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`; `out` is as long as `x`.
+/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+///
+/// # Panics
+/// `out` is not as long as `x`.
 pub fn gelu<N: Number>(kernels: Kernels, threads: usize, x: &[N], out: &mut [N]) {
     assert_eq!(x.len(), out.len());
     let found = kernels.found();
@@ -15,6 +18,9 @@ pub fn gelu<N: Number>(kernels: Kernels, threads: usize, x: &[N], out: &mut [N])
 }
 
 /// `grad` times the derivative at `x`.
+///
+/// # Panics
+/// They are not all as long.
 pub fn gelu_backward<N: Number>(
     kernels: Kernels,
     threads: usize,

@@ -12,6 +12,9 @@ const ROWS: usize = 16;
 
 /// Rows of `columns` numbers become their exponentials; the sum of each, as they were rounded, is added to
 /// `sums`.
+///
+/// # Panics
+/// There are not as many rows as sums.
 pub fn exp_and_sum<N: Number>(
     kernels: Kernels,
     threads: usize,
@@ -71,6 +74,9 @@ impl<N: Number> Work for Exp<'_, N> {
 }
 
 /// `to`, `[columns][rows]`, becomes `from`, `[rows][columns]`, turned.
+///
+/// # Panics
+/// They are not of such sizes.
 pub fn turn<A: Number, B: Number>(
     kernels: Kernels,
     threads: usize,

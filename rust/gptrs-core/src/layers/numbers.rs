@@ -12,11 +12,13 @@ use crate::native::math::filled;
 pub trait Number: Pod + Send + Sync {
     /// How many make a word.
     const PER_WORD: usize;
+    /// Widened.
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
     /// Rounded to the nearest, halves to the even one.
     fn store<S: Simd>(simd: S, lanes: S::F, to: &mut [Self; LANES]);
     /// The number at `part` of each word.
     fn part<S: Simd>(simd: S, words: &[u32; LANES], part: usize) -> S::F;
+    /// The same of one word.
     fn part_of(word: u32, part: usize) -> f32;
     /// One row of the words that hold the numbers of a column, from `PER_WORD` rows, `stride` numbers
     /// apart, that are at least as long.
@@ -44,6 +46,7 @@ impl Number for f32 {
     }
 
     #[inline(always)]
+    /// The same of one word.
     fn part_of(word: u32, _: usize) -> f32 {
         f32::from_bits(word)
     }
@@ -86,6 +89,7 @@ impl Number for bf16 {
     }
 
     #[inline(always)]
+    /// The same of one word.
     fn part_of(word: u32, part: usize) -> f32 {
         f32::from_bits(if part == 0 { word << 16 } else { word & 0xFFFF_0000 })
     }
@@ -131,10 +135,7 @@ pub fn map_lanes<S: Simd, N: Number, const INPUTS: usize>(
 ) {
     let (outs, tail) = out.as_chunks_mut::<LANES>();
     let count = outs.len();
-    let mut chunks = [&[[N::zeroed(); LANES]; 0][..]; INPUTS];
-    for i in 0..INPUTS {
-        chunks[i] = &inputs[i].as_chunks::<LANES>().0[..count];
-    }
+    let chunks = inputs.map(|input| &input.as_chunks::<LANES>().0[..count]);
     for (number, out) in outs.iter_mut().enumerate() {
         let mut lanes = [simd.splat(0.0); INPUTS];
         for i in 0..INPUTS {

@@ -3,6 +3,8 @@
 //!
 //! All sides are multiples of 32 numbers, padded where they are not; on AMX, a word is what a tile wants.
 
+#![allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
+
 use std::array;
 
 use super::numbers::Number;

@@ -23,9 +23,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use bytemuck::Zeroable;
 
 use super::layout::{mix, top_bits};
-use super::memory::zeros;
+use super::memory::{Zeros, zeros};
 use super::simd::prefetch;
 use lists::Lists;
+pub use lists::Room;
 use word::{
     CLAIMED, ELSEWHERE, KEEP_AND_TAG, KEY_BYTES, WINDOW, Word, halves, long_key, window_at_end,
 };
@@ -42,7 +43,7 @@ const ENTRY_IDS: usize = 8;
 /// A table of words and their ids, of 8 MiB at most, and lists of 2 MiB.
 #[derive(Debug)]
 pub struct WordCache {
-    buckets: Box<[Bucket]>,
+    buckets: Zeros<Bucket>,
     /// With more words than this there should be another table.
     most_words: usize,
     num_words: InALineOfItsOwn<AtomicUsize>,
@@ -80,11 +81,12 @@ impl Entry {
         bytemuck::cast(self.ids.each_ref().map(|ids| ids.load(Relaxed)))
     }
 
-    /// The number of a place in a list, and how many ids are there.
+    /// A place in the list, the word's length, and how many ids are there.
     #[inline(always)]
-    fn place_elsewhere(&self) -> (usize, usize) {
-        let place = self.ids[0].load(Relaxed);
-        (place as u32 as usize, usize::from((place >> 32) as u16))
+    fn place_elsewhere(&self) -> [usize; 3] {
+        let place: [u16; 4] = bytemuck::cast(self.ids[0].load(Relaxed));
+        let [low, high, len, count] = place.map(usize::from);
+        [low | high << 16, len, count]
     }
 
     /// Writes a word, if nobody has claimed the entry. Else says what is there.
@@ -136,9 +138,9 @@ impl WordCache {
     pub fn make_keys(&self, text: &[u8], starts: &[u32], keys: &mut [Key]) {
         match starts {
             [.., last, _] if *last as usize + WINDOW > text.len() => {
-                self.make_keys_of(starts, keys, |start| window_at_end(&text[start..]));
+                self.make_keys_of(text, starts, keys, |start| window_at_end(&text[start..]));
             }
-            _ => self.make_keys_of(starts, keys, |start| {
+            _ => self.make_keys_of(text, starts, keys, |start| {
                 let window =
                     text.get(start..start + WINDOW).and_then(|window| window.first_chunk());
                 *window.unwrap_or(&[0; WINDOW])
@@ -149,6 +151,7 @@ impl WordCache {
     #[inline(never)]
     fn make_keys_of(
         &self,
+        text: &[u8],
         starts: &[u32],
         keys: &mut [Key],
         window: impl Fn(usize) -> [u8; WINDOW],
@@ -156,9 +159,13 @@ impl WordCache {
         let buckets = &*self.buckets;
         for (key, bounds) in keys.iter_mut().zip(starts.windows(2)) {
             let len = bounds[1].wrapping_sub(bounds[0]) as usize;
-            let [keep_low, keep_high, tag] = KEEP_AND_TAG[len.min(KEY_BYTES + 1)];
-            let [low, high] = halves(window(bounds[0] as usize));
-            let word = Word(low & keep_low, high & keep_high | tag);
+            let word = if len > KEY_BYTES {
+                long_key(&text[bounds[0] as usize..bounds[1] as usize])
+            } else {
+                let [keep_low, keep_high, tag] = KEEP_AND_TAG[len];
+                let [low, high] = halves(window(bounds[0] as usize));
+                Word(low & keep_low, high & keep_high | tag)
+            };
             // The count is not there yet, so this is `word.bucket`.
             let bucket = top_bits(mix(word.0, word.1), buckets.len());
             prefetch(&buckets[bucket]);
@@ -183,7 +190,10 @@ impl WordCache {
             }
             // All of them: as many as always takes less time than as many as needed.
             if word.count() == ELSEWHERE {
-                let (number, count) = entry.place_elsewhere();
+                if word.is_long() {
+                    return (number, len); // Another word may have this key.
+                }
+                let [number, _, count] = entry.place_elsewhere();
                 ids[len..len + MOST_IDS].copy_from_slice(&self.lists.many(number));
                 len += count;
             } else {
@@ -194,21 +204,13 @@ impl WordCache {
         (keys.len(), len)
     }
 
-    /// The key of any word, if `make_keys` made `key` of it.
-    pub fn key(&self, key: Key, word: &[u8]) -> Key {
-        if word.len() <= KEY_BYTES {
-            return key;
-        }
-        let word = long_key(word);
-        Key { word, bucket: word.bucket(self.buckets.len()) as u32 }
-    }
-
     /// Copies the ids of a word that `append` did not find to `ids`, if they are here, and returns
     /// their number: the word is long, its bucket was full, or it came here since.
     #[inline(always)]
     pub fn get_other(&self, key: Key, word: &[u8], ids: &mut [u16]) -> Option<usize> {
+        let buckets = &*self.buckets;
         for place in 0..MOST_PLACES {
-            let entries = &self.buckets[key.bucket as usize ^ place].0;
+            let entries = &buckets[key.bucket as usize ^ place].0;
             if let Some(entry) = entries.iter().find(|entry| entry.word().is(key.word)) {
                 return self.copy_ids(entry, word, ids);
             }
@@ -226,30 +228,33 @@ impl WordCache {
             ids[..ENTRY_IDS].copy_from_slice(&entry.ids());
             return Some(count as usize);
         }
-        let (number, count) = entry.place_elsewhere();
+        let [number, len, count] = entry.place_elsewhere();
         if word.len() <= KEY_BYTES {
             ids[..MOST_IDS].copy_from_slice(&self.lists.many(number));
         } else {
-            ids[..count].copy_from_slice(self.lists.long(number, word)?);
+            let is_it = len == word.len() && self.lists.long(number, word, &mut ids[..count]);
+            return is_it.then_some(count);
         }
         Some(count)
     }
 
     /// Keeps the ids of a word, unless it is here or there is no room. Says whether it does:
     /// `add_words` is to hear of that some time.
-    pub fn put(&self, key: Key, word: &[u8], ids: &[u16]) -> bool {
+    pub fn put(&self, room: &mut Room, key: Key, word: &[u8], ids: &[u16]) -> bool {
         let mut all = [0; ENTRY_IDS];
         let count = if word.len() > KEY_BYTES || ids.len() > ENTRY_IDS {
             if !self.has_place(key) {
                 return false; // Nor should it take one in a list.
             }
             let place = if word.len() > KEY_BYTES {
-                self.lists.put_long(word, ids)
+                self.lists.put_long(room, word, ids)
             } else {
-                self.lists.put_many(ids)
+                self.lists.put_many(room, ids)
             };
             let Some(number) = place else { return false };
-            (all[0], all[1], all[2]) = (number as u16, (number >> 16) as u16, ids.len() as u16);
+            all[..4].copy_from_slice(
+                &[number, number >> 16, word.len(), ids.len()].map(|it| it as u16),
+            );
             ELSEWHERE
         } else {
             all[..ids.len()].copy_from_slice(ids);
@@ -259,15 +264,17 @@ impl WordCache {
     }
 
     fn has_place(&self, key: Key) -> bool {
-        let mut buckets = (0..MOST_PLACES).map(|place| &self.buckets[key.bucket as usize ^ place]);
-        buckets.any(|bucket| bucket.0[1].high.load(Relaxed) == 0)
+        let buckets = &*self.buckets;
+        let bucket = |place: usize| &buckets[key.bucket as usize ^ place].0;
+        (0..MOST_PLACES).any(|place| bucket(place)[1].high.load(Relaxed) == 0)
     }
 
     /// Takes the first empty entry of a word's own bucket, or of the next few.
     #[inline(always)]
     fn put_entry(&self, bucket: usize, word: Word, ids: [u16; ENTRY_IDS]) -> bool {
+        let buckets = &*self.buckets;
         for place in 0..MOST_PLACES {
-            for entry in &self.buckets[bucket ^ place].0 {
+            for entry in &buckets[bucket ^ place].0 {
                 match entry.put(word, ids) {
                     Ok(()) => return true,
                     // Another thread was faster; or another long word has this key.
@@ -295,6 +302,11 @@ impl WordCache {
         buckets_for(text_bytes) > self.buckets.len()
     }
 
+    /// Takes back what a thread did not need.
+    pub fn give_back(&self, room: Room) {
+        self.lists.give_back(room);
+    }
+
     /// A larger table with these words: when this one is full, or small for a text of this size.
     /// `None` if there is none.
     pub fn larger(&self, text_bytes: usize) -> Option<Self> {
@@ -318,7 +330,7 @@ impl WordCache {
 
     /// Forgets all words.
     pub fn clear(&mut self) {
-        self.buckets.fill_with(Bucket::default);
+        self.buckets.clear();
         self.num_words.0 = AtomicUsize::new(0);
         self.lists = Arc::default();
     }

@@ -6,7 +6,13 @@ use super::tables::{CLASS_BLOCKS, CLASS_INDEX};
 /// The class of any character.
 #[inline]
 pub fn class_of(char: char) -> u8 {
-    let (block, offset) = (char as usize / CLASS_BLOCK, char as usize % CLASS_BLOCK);
+    class_of_code(char as usize)
+}
+
+/// The class of the character with this code point.
+#[inline(always)]
+pub fn class_of_code(code: usize) -> u8 {
+    let (block, offset) = (code / CLASS_BLOCK, code % CLASS_BLOCK);
     CLASS_BLOCKS[usize::from(CLASS_INDEX[block][0]) * CLASS_BLOCK + offset]
 }
 

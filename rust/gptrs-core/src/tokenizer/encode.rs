@@ -17,7 +17,7 @@ mod misses;
 use std::ops::Range;
 
 use super::cache::{Key, LONGEST, MOST_IDS};
-use super::merge::{Merger, TINY};
+use super::merge::{Merger, SHORT};
 use super::simd::{Found, Simd, Work};
 use super::split::{Splitter, Starts};
 use super::vocab::Vocab;
@@ -71,7 +71,10 @@ struct Batch {
 }
 
 /// What a batch may need: a long piece's ids, and as many as the others can have.
-const CAPACITY: usize = LONGEST + MOST_IDS * Starts::CAPACITY;
+const CAPACITY: usize = SPARE + LONGEST + MOST_IDS * Starts::CAPACITY;
+
+/// With more ids than this, those that are there are handed on before a long piece's come.
+const SPARE: usize = 1 << 10;
 
 impl Default for Batch {
     fn default() -> Self {
@@ -99,48 +102,46 @@ impl EncodeSegment<'_, '_> {
             (next, len) = (next + hits, end);
             let (Some(key), [start, end, ..]) = (keys.get(next), &starts[next..]) else { break };
             let place = base + *start as usize..base + *end as usize;
-            if place.len() <= TINY {
-                len = self.encode_tiny(misses, *key, place, ids, len);
+            if place.len() <= SHORT {
+                len = self.encode_short(misses, *key, place, ids, len);
             } else {
-                len = self.encode_misses(misses, ids, len);
-                len = self.encode_other(*key, place, ids, len)?;
+                self.hand_on(misses, ids, len);
+                len = self.encode_other(*key, place, ids)?;
             }
             next += 1;
         }
-        len = self.encode_misses(misses, ids, len);
-        (self.sink)(&ids[..len]);
+        self.hand_on(misses, ids, len);
         Ok(())
     }
 
-    /// Encodes a piece of more than `TINY` bytes that is not in its bucket. Appends its ids at
-    /// `len`, and returns the new length.
+    /// Hands all ids on. Returns how many are left.
+    #[inline(always)]
+    fn hand_on(&mut self, misses: &mut Misses, ids: &mut [u16; CAPACITY], len: usize) -> usize {
+        let len = self.encode_misses(misses, ids, len);
+        (self.sink)(&ids[..len]);
+        0
+    }
+
+    /// Encodes a piece of more than `SHORT` bytes to `ids`, and returns how many there are.
     #[inline(never)]
     fn encode_other(
         &mut self,
         key: Key,
         place: Range<usize>,
         ids: &mut [u16; CAPACITY],
-        mut len: usize,
     ) -> Result<usize> {
         let start = place.start;
         let piece = &self.text.as_bytes()[place];
-        if piece.len() > MOST_IDS {
-            (self.sink)(&ids[..len]);
-            len = 0;
-        }
         if piece.len() > LONGEST {
             self.encode_long(piece, start)?;
             return Ok(0);
         }
-        let cache = self.words.known();
-        let key = cache.key(key, piece);
-        let room = &mut ids[len..];
-        if let Some(known) = cache.get_other(key, piece, room) {
-            return Ok(len + known);
+        if let Some(known) = self.words.known().get_other(key, piece, ids) {
+            return Ok(known);
         }
-        let new = self.encode_new(piece, room)?;
-        self.words.put(key, piece, &room[..new]);
-        Ok(len + new)
+        let new = self.encode_new(piece, ids)?;
+        self.words.put(key, piece, &ids[..new]);
+        Ok(new)
     }
 
     /// Encodes a piece of at most `LONGEST` bytes to `room`, and returns the number of its ids.

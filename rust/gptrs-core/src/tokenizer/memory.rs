@@ -4,14 +4,14 @@
 #![allow(unsafe_code, reason = "the operating system is asked, and memory is filled in parallel")]
 
 use std::collections::BTreeMap;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, needs_drop};
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Zeroable;
 
 /// The size of a huge page on x86-64 and, mostly, on ARM.
-#[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 1 << 21;
 
 /// Room for the ids of a text. A text rarely has more than one for two bytes; then this grows.
@@ -62,7 +62,7 @@ impl<'a> SharedIds<'a> {
 
     /// Appends a portion after those of all lower turns. Returns an empty buffer for the next.
     pub fn append(&self, turn: usize, portion: Vec<u16>) -> Vec<u16> {
-        let mut ready = Vec::new();
+        let (mut ready, capacity) = (Vec::new(), portion.capacity());
         let mut guard = self.lock();
         let state = &mut *guard;
         state.early.insert(turn, portion);
@@ -72,8 +72,9 @@ impl<'a> SharedIds<'a> {
             state.room = room;
             state.turn += 1;
         }
-        let mut buffer = state.free.pop().unwrap_or_default();
+        let free = state.free.pop();
         drop(guard);
+        let mut buffer = free.unwrap_or_else(|| Vec::with_capacity(capacity));
         for (place, portion) in ready {
             for (to, from) in place.iter_mut().zip(&portion) {
                 to.write(*from);
@@ -89,18 +90,45 @@ impl<'a> SharedIds<'a> {
     }
 }
 
+/// An array that begins where a huge page does, if it is as large as one.
+#[derive(Debug)]
+pub struct Zeros<T> {
+    room: Box<[MaybeUninit<T>]>,
+    place: Range<usize>,
+}
+
 /// Zeros, on their way into the processor's caches: that writing them takes less time than to have
 /// their pages cleared by the operating system when they are first read.
-pub fn zeros<T: Zeroable>(len: usize) -> Box<[T]> {
-    let mut entries = Vec::with_capacity(len);
-    let room = &mut entries.spare_capacity_mut()[..len];
-    prefer_huge_pages(room);
-    // SAFETY: zeros are a value of the type, and `len` of them are written.
-    unsafe {
-        room.as_mut_ptr().write_bytes(0, len);
-        entries.set_len(len);
+pub fn zeros<T: Zeroable>(len: usize) -> Zeros<T> {
+    let is_large = len * size_of::<T>() >= HUGE_PAGE;
+    let spare = if is_large { HUGE_PAGE / size_of::<T>() } else { 0 };
+    let mut room = Box::new_uninit_slice(len + spare);
+    let start = room.as_ptr().align_offset(HUGE_PAGE).min(spare);
+    prefer_huge_pages(&mut room[start..start + len]);
+    let mut zeros = Zeros { room, place: start..start + len };
+    zeros.clear();
+    zeros
+}
+
+impl<T: Zeroable> Zeros<T> {
+    /// Makes all zeros again.
+    pub fn clear(&mut self) {
+        const { assert!(!needs_drop::<T>()) }
+        let place = &mut self.room[self.place.clone()];
+        // SAFETY: zeros are a value of the type, and as many are written as there is room for.
+        unsafe { place.as_mut_ptr().write_bytes(0, place.len()) }
     }
-    entries.into_boxed_slice()
+}
+
+impl<T> Deref for Zeros<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        let place: *const [MaybeUninit<T>] = &raw const self.room[self.place.clone()];
+        // SAFETY: `zeros`, which alone makes this, has written all that is there.
+        unsafe { &*(place as *const [T]) }
+    }
 }
 
 /// Asks the operating system for huge pages where whole ones fit in `buffer`. It may say no.

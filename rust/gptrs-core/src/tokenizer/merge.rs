@@ -8,13 +8,15 @@
 //!   h  ugs          hugs is no token: done
 //! ```
 //!
-//! A piece is cut where no merge can cross (`parts`). What that leaves is merged in arrays on the
-//! stack, the shortest several at a time, or in linear time (`long`).
+//! Short pieces are merged in small arrays, several at a time. Long ones are merged in short parts
+//! (`parts`), or, where these do not fit together, in linear time by rank (`long`).
 
 mod long;
 mod parts;
 
 pub use parts::Merger;
+
+use std::ops::Range;
 
 use super::layout::NO_RANK;
 use super::simd::{Simd, Work};
@@ -37,10 +39,14 @@ pub struct Merging<const N: usize> {
 /// Pieces of up to this many bytes are short.
 pub const SHORT: usize = 62;
 
-/// Pieces of up to this many bytes are tiny: they are merged several at a time.
+/// How many pieces are merged together.
+pub const MOST: usize = 8;
+
+/// Pieces of up to this many bytes are tiny: they need less room, which is looked through sooner.
 pub const TINY: usize = 14;
 
 pub type Tiny = Merging<{ TINY + 2 }>;
+pub type Short = Merging<{ SHORT + 2 }>;
 
 /// What stands on either side of a piece: the highest id is in no merge.
 const NO_ID: u16 = u16::MAX;
@@ -54,10 +60,11 @@ const fn pair(rank: u16, place: usize) -> u32 {
 impl<const N: usize> Merging<N> {
     pub const EMPTY: Self = Self { pairs: [NO_PAIR; N], ids: [NO_ID; N], starts: 0b11 };
 
-    /// Begins with the bytes of `piece`.
+    /// Begins with the bytes of `piece`, whatever was there.
     #[inline(always)]
     pub fn begin(&mut self, vocab: Vocab<'_>, piece: &[u8]) {
-        *self = Self::EMPTY;
+        self.pairs = [NO_PAIR; N];
+        self.ids[piece.len() + 1] = NO_ID;
         for (id, byte) in self.ids[1..N - 1].iter_mut().zip(piece) {
             *id = byte_id(*byte);
         }
@@ -100,16 +107,36 @@ impl<const N: usize> Merging<N> {
         }
         len
     }
+
+    /// Bit i: a token starts at byte i of the piece, or the piece ends there.
+    #[inline(always)]
+    pub fn bounds(&self) -> u64 {
+        self.starts >> 1
+    }
+
+    /// The tokens that start at these bytes.
+    #[inline(always)]
+    pub fn tokens_within(&self, place: Range<usize>) -> impl Iterator<Item = u16> {
+        let before = |place: usize| (1 << place << 1) - 1;
+        let mut starts = self.starts & before(place.end) & !before(place.start);
+        std::iter::from_fn(move || {
+            let place = starts.trailing_zeros() as usize;
+            (starts != 0).then(|| {
+                starts &= starts - 1;
+                self.ids[place % N]
+            })
+        })
+    }
 }
 
-/// Merges tiny pieces that have begun: a step of each, then the next of each that goes on. A step
+/// Merges pieces that have begun: a step of each, then the next of each that goes on. A step
 /// waits for what the one before it looked up; those of other pieces fill that time.
-pub struct MergeTogether<'a> {
+pub struct MergeTogether<'a, const N: usize> {
     pub vocab: Vocab<'a>,
-    pub pieces: &'a mut [Tiny],
+    pub pieces: &'a mut [Merging<N>],
 }
 
-impl Work for MergeTogether<'_> {
+impl<const N: usize> Work for MergeTogether<'_, N> {
     type Output = ();
 
     #[inline(always)]
@@ -124,36 +151,6 @@ impl Work for MergeTogether<'_> {
                 unfinished &= !(u32::from(!more) << number);
             }
         }
-    }
-}
-
-/// Merges a piece of at most `SHORT` bytes: writes its tokens to `ids`, and returns their number.
-pub struct MergeShort<'a> {
-    pub vocab: Vocab<'a>,
-    pub piece: &'a [u8],
-    pub ids: &'a mut [u16],
-}
-
-impl Work for MergeShort<'_> {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run(self, _: impl Simd) -> usize {
-        match self.piece.len() {
-            0..=TINY => self.merge::<{ TINY + 2 }>(),
-            15..=30 => self.merge::<32>(),
-            _ => self.merge::<64>(),
-        }
-    }
-}
-
-impl MergeShort<'_> {
-    #[inline(always)]
-    fn merge<const N: usize>(self) -> usize {
-        let mut merging = Merging::<N>::EMPTY;
-        merging.begin(self.vocab, self.piece);
-        while merging.step(self.vocab) {}
-        merging.tokens(self.ids)
     }
 }
 
@@ -177,17 +174,23 @@ pub mod tests {
         }
     }
 
-    fn short(piece: &[u8]) -> Vec<u16> {
-        let merge = |isa: Isa| {
-            let mut ids = [0; SHORT];
-            let len = dispatch(isa.found(), MergeShort { vocab: GPT2, piece, ids: &mut ids });
+    /// The tokens of pieces that are merged together.
+    fn together<const N: usize>(isa: Isa, pieces: &[Vec<u8>]) -> Vec<Vec<u16>> {
+        let mut merging = [Merging::<N>::EMPTY; MOST];
+        let together = &mut merging[..pieces.len()];
+        // Of what was there before, nothing is left.
+        for pieces in [pieces.iter().rev().collect::<Vec<_>>(), pieces.iter().collect()] {
+            for (merging, piece) in together.iter_mut().zip(pieces) {
+                merging.begin(GPT2, piece);
+            }
+        }
+        dispatch(isa.found(), MergeTogether { vocab: GPT2, pieces: together });
+        let tokens = |merging: &Merging<N>| {
+            let mut ids = [0; N];
+            let len = merging.tokens(&mut ids);
             ids[..len].to_vec()
         };
-        let merged = merge(Isa::Portable);
-        for isa in Isa::available() {
-            assert_eq!(merge(isa), merged);
-        }
-        merged
+        together.iter().map(tokens).collect()
     }
 
     #[test]
@@ -195,45 +198,34 @@ pub mod tests {
         for id in 0..GPT2.len() as u16 {
             let token = GPT2.bytes(id).unwrap();
             if token.len() <= SHORT {
-                assert_eq!(short(token), [id]);
+                let merged = together::<{ SHORT + 2 }>(Isa::Portable, &[token.to_vec()]);
+                assert_eq!(merged, [[id]]);
             }
         }
     }
 
+    /// Up to `MOST` pieces of up to so many bytes.
+    fn pieces(longest: usize) -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let letter = prop::sample::select(b" estinaolr".to_vec());
+        let piece = prop_oneof![
+            prop::collection::vec(any::<u8>(), 1..=longest),
+            prop::collection::vec(letter, 1..=longest),
+        ];
+        prop::collection::vec(piece, 0..=MOST)
+    }
+
     proptest! {
         #[test]
-        fn short_pieces_merge_as_defined(piece in prop::collection::vec(any::<u8>(), 1..=SHORT)) {
-            prop_assert_eq!(short(&piece), slowly(GPT2, &piece));
-        }
-
-        #[test]
-        fn tiny_pieces_that_are_merged_together_merge_as_defined(
-            pieces in prop::collection::vec(
-                prop_oneof![
-                    prop::collection::vec(any::<u8>(), 1..=TINY),
-                    "[ estinaolr]{1,14}".prop_map(String::into_bytes),
-                ],
-                0..9,
-            ),
+        fn pieces_that_are_merged_together_merge_as_defined(
+            (tiny, short) in (pieces(TINY), pieces(SHORT)),
         ) {
+            let slowly = |pieces: &[Vec<u8>]| -> Vec<Vec<u16>> {
+                pieces.iter().map(|piece| slowly(GPT2, piece)).collect()
+            };
             for isa in Isa::available() {
-                let mut merging = [Tiny::EMPTY; 8];
-                for (tiny, piece) in merging.iter_mut().zip(&pieces) {
-                    tiny.begin(GPT2, piece);
-                }
-                let together = &mut merging[..pieces.len()];
-                dispatch(isa.found(), MergeTogether { vocab: GPT2, pieces: together });
-                for (tiny, piece) in merging.iter().zip(&pieces) {
-                    let mut ids = [0; TINY];
-                    let len = tiny.tokens(&mut ids);
-                    prop_assert_eq!(&ids[..len], slowly(GPT2, piece), "{:?}", isa);
-                }
+                prop_assert_eq!(together::<{ TINY + 2 }>(isa, &tiny), slowly(&tiny), "{:?}", isa);
+                prop_assert_eq!(together::<{ SHORT + 2 }>(isa, &short), slowly(&short), "{:?}", isa);
             }
-        }
-
-        #[test]
-        fn short_pieces_of_few_letters_merge_as_defined(piece in "[ estin]{1,62}") {
-            prop_assert_eq!(short(piece.as_bytes()), slowly(GPT2, piece.as_bytes()));
         }
     }
 }

@@ -10,6 +10,12 @@ use crate::threads::in_order;
 /// How much text a thread takes at a time: enough that threads rarely meet.
 const JOB_BYTES: usize = 1 << 16;
 
+/// A job is at most this part of what is left, so that threads end together.
+const PART_OF_REST: usize = 8;
+
+/// But not smaller than this part of the first.
+const PART_OF_FIRST: usize = 4;
+
 /// The ids of `texts`, and where each text's end.
 pub fn encode(
     tokenizer: &Tokenizer,
@@ -50,7 +56,7 @@ fn encode_jobs(
         let new_worker = || {
             let mut worker = Worker::new(tokenizer);
             worker.expect(capacity);
-            (worker, Vec::new())
+            (worker, Vec::with_capacity(JOB_BYTES / 2))
         };
         let job = |(worker, ids): &mut (_, Vec<u16>), number: usize, check: Check<'_>| {
             ids.clear();
@@ -91,19 +97,24 @@ struct Part<'t> {
     text: &'t str,
 }
 
-/// All texts in order, as jobs of about `job_bytes`.
-fn jobs<'t>(texts: &[&'t str], job_bytes: usize) -> Vec<Vec<Part<'t>>> {
-    let (mut jobs, mut job, mut room) = (Vec::new(), Vec::new(), job_bytes);
+/// All texts in order, as jobs of about `most_bytes`, the last of less; as one if that is enough.
+fn jobs<'t>(texts: &[&'t str], most_bytes: usize) -> Vec<Vec<Part<'t>>> {
+    let mut left: usize = texts.iter().map(|text| text.len()).sum();
+    let least_bytes =
+        if left <= most_bytes { most_bytes } else { most_bytes.div_ceil(PART_OF_FIRST) };
+    let job_bytes = |left: usize| (left / PART_OF_REST).clamp(least_bytes, most_bytes);
+    let (mut jobs, mut job, mut room) = (Vec::new(), Vec::new(), job_bytes(left));
     for (number, text) in texts.iter().enumerate() {
         let mut start = 0_usize;
         loop {
             let end = safe_cut(text, start.saturating_add(room));
             job.push(Part { number, start, text: &text[start..end] });
             room = room.saturating_sub(end - start);
+            left -= end - start;
             start = end;
             if room == 0 {
                 jobs.push(std::mem::take(&mut job));
-                room = job_bytes;
+                room = job_bytes(left);
             }
             if start == text.len() {
                 break;

@@ -29,6 +29,8 @@ pub struct Classes {
     pub apostrophe: u64,
     /// Part of a character that is not ASCII.
     pub high: u64,
+    /// One that is not its first byte.
+    pub later: u64,
 }
 
 /// A kind of processor.
@@ -134,6 +136,7 @@ impl Simd for Portable {
             classes.blank |= gather(marks >> BLANK_MARK) << shift;
             classes.apostrophe |= gather(marks >> APOSTROPHE_MARK) << shift;
             classes.high |= gather(marks >> HIGH_MARK) << shift;
+            classes.later |= gather(marks >> LATER_MARK) << shift;
         }
         classes
     }
@@ -152,10 +155,16 @@ const SPACE_MARK: u32 = 2;
 const BLANK_MARK: u32 = 3;
 const APOSTROPHE_MARK: u32 = 4;
 const HIGH_MARK: u32 = 5;
+const LATER_MARK: u32 = 6;
 
 /// Which of the classes each byte is in, a bit a class.
 static MARKS: [u8; 256] = {
     let mut marks = [1 << HIGH_MARK; 256];
+    let mut later = 0x80;
+    while later < 0xc0 {
+        marks[later] |= 1 << LATER_MARK;
+        later += 1;
+    }
     let mut byte = 0;
     while byte < 128 {
         marks[byte as usize] = match class_of_ascii(byte) {
@@ -210,6 +219,7 @@ mod tests {
             blank: bits(|byte| byte == b' '),
             apostrophe: bits(|byte| byte == b'\''),
             high: bits(|byte| !byte.is_ascii()),
+            later: bits(|byte| matches!(byte, 0x80..=0xbf)),
         }
     }
 

@@ -23,8 +23,8 @@
 //!   starts             1 . 1 . 1 1 . . . 1
 //! ```
 
-use super::classes::class_of;
-use super::layout::{LETTER, NUM_CLASSES, NUMBER, SPACE};
+use super::classes::class_of_code;
+use super::layout::{LETTER, NUMBER, SPACE};
 use super::simd::{self, BLOCK, Classes, Isa, Simd, Work};
 
 /// Splits `text` into GPT-2's pieces; one after the other they are the text.
@@ -183,7 +183,7 @@ impl<'text> Splitter<'text> {
             let len = self.shorten(classes);
             return self.next_unusual_block(simd, classes, len, starts);
         }
-        let bits = self.piece_starts(classes, 0, BLOCK);
+        let bits = self.piece_starts(classes, BLOCK);
         self.push_starts(simd, bits, BLOCK, starts);
     }
 
@@ -196,8 +196,8 @@ impl<'text> Splitter<'text> {
         len: usize,
         starts: &mut Starts,
     ) {
-        let continuation = self.classify_high(&mut classes, len);
-        let bits = self.piece_starts(classes, continuation, len);
+        self.classify_high(&mut classes, len);
+        let bits = self.piece_starts(classes, len);
         self.push_starts(simd, bits, len, starts);
     }
 
@@ -221,31 +221,35 @@ impl<'text> Splitter<'text> {
         len
     }
 
-    /// Adds the classes of the characters that are not ASCII to all of their bytes. Returns which
-    /// bytes are not a character's first.
+    /// Adds the classes of the characters that are not ASCII to all of their bytes.
     #[inline(always)]
-    fn classify_high(&self, classes: &mut Classes, len: usize) -> u64 {
-        let mut continuation = 0;
-        // By class, so that no branch depends on it.
-        let mut found = [0; NUM_CLASSES];
-        let mut high = classes.high & low_bits(len);
-        while high != 0 {
-            let at = high.trailing_zeros() as usize;
-            let (char, char_len) = char_at(self.text, self.base + at);
-            let bits = low_bits(char_len) << at;
-            found[usize::from(class_of(char)) % NUM_CLASSES] |= bits;
-            continuation |= bits & (bits << 1);
-            high &= !bits;
+    fn classify_high(&self, classes: &mut Classes, len: usize) {
+        let bytes = &self.text.as_bytes()[self.base..];
+        // The two bits of each class, at the characters' first bytes: no branch depends on them.
+        const { assert!(LETTER == 0b01 && NUMBER == 0b10 && SPACE == 0b11) }
+        let [mut low, mut high] = [0; 2];
+        let mut firsts = classes.high & !classes.later & low_bits(len);
+        while firsts != 0 {
+            let at = firsts.trailing_zeros();
+            firsts &= firsts - 1;
+            let class = u64::from(class_of_code(code_at(bytes, at as usize)));
+            low |= (class & 1) << at;
+            high |= (class >> 1) << at;
         }
-        classes.letter |= found[usize::from(LETTER)];
-        classes.number |= found[usize::from(NUMBER)];
-        classes.space |= found[usize::from(SPACE)];
-        continuation
+        let fill = |mut bits: u64| {
+            for _ in 1..char::MAX.len_utf8() {
+                bits |= bits << 1 & classes.later;
+            }
+            bits
+        };
+        classes.letter |= fill(low & !high);
+        classes.number |= fill(high & !low);
+        classes.space |= fill(low & high);
     }
 
     /// A bit for each of the first `len` bytes at which a piece starts.
     #[inline(always)]
-    fn piece_starts(&mut self, classes: Classes, continuation: u64, len: usize) -> u64 {
+    fn piece_starts(&mut self, classes: Classes, len: usize) -> u64 {
         let valid = low_bits(len);
         let (letter, number) = (classes.letter & valid, classes.number & valid);
         let (space, blank) = (classes.space & valid, classes.blank & valid);
@@ -257,8 +261,8 @@ impl<'text> Splitter<'text> {
         let after_blank = blank << 1 | before.blank;
         let space_begins = space & !(space << 1 | before.space);
         let mut space_ends = space & !(space >> 1 | self.space_goes_on(len) << (len - 1));
-        if space_ends & continuation != 0 {
-            space_ends = to_first_byte(space_ends, continuation);
+        if space_ends & classes.later != 0 {
+            space_ends = to_first_byte(space_ends, classes.later);
         }
         let starts = class_begins & !after_blank | space_begins | space_ends;
 
@@ -284,7 +288,7 @@ impl<'text> Splitter<'text> {
         match self.text.as_bytes().get(at) {
             None => 1,
             Some(byte) if byte.is_ascii() => ASCII_SPACE >> byte.min(&63) & 1,
-            Some(_) => u64::from(class_of(char_at(self.text, at).0) == SPACE),
+            Some(_) => u64::from(class_of_code(code_at(self.text.as_bytes(), at)) == SPACE),
         }
     }
 
@@ -324,9 +328,9 @@ fn contraction_len(bytes: &[u8]) -> Option<usize> {
 
 /// Moves each bit at a character's later byte to its first.
 #[cold]
-fn to_first_byte(mut bits: u64, continuation: u64) -> u64 {
-    while bits & continuation != 0 {
-        bits = bits & !continuation | (bits & continuation) >> 1;
+fn to_first_byte(mut bits: u64, later: u64) -> u64 {
+    while bits & later != 0 {
+        bits = bits & !later | (bits & later) >> 1;
     }
     bits
 }
@@ -336,15 +340,30 @@ fn low_bits(count: usize) -> u64 {
     u64::MAX >> (BLOCK - count)
 }
 
-/// The character at byte `at`, and how many bytes it has.
+/// The code point of the character at byte `at` of a text, which is not ASCII.
 #[inline(always)]
-fn char_at(text: &str, at: usize) -> (char, usize) {
-    let char = text[at..].chars().next().unwrap_or_default();
-    (char, char.len_utf8())
+fn code_at(text: &[u8], at: usize) -> usize {
+    let four = text.get(at..at + 4).and_then(|four| four.first_chunk().copied());
+    let [first, second, third, fourth] = four.unwrap_or_else(|| four_at_end(&text[at..]));
+    let len = first.leading_ones();
+    let bits = |byte: u8| u32::from(byte & 0x3f);
+    let first = u32::from(first) & 0x7f >> len;
+    let code = first << 18 | bits(second) << 12 | bits(third) << 6 | bits(fourth);
+    // What the bytes of the next character left there goes.
+    (code >> (6 * (4 - len.min(4)))) as usize
+}
+
+/// The last few bytes of a text, filled up.
+#[cold]
+fn four_at_end(bytes: &[u8]) -> [u8; 4] {
+    let mut four = [0; 4];
+    four[..bytes.len()].copy_from_slice(bytes);
+    four
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::classes::class_of;
     use super::*;
     use proptest::prelude::*;
 

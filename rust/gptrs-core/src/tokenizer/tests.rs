@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::cache::{Key, WordCache};
+use super::cache::{Key, Room, WordCache};
 use super::train::BpeTrainer;
 use super::words::Words;
 use super::*;
@@ -222,9 +222,11 @@ fn words_of_many_short_texts_are_remembered_in_tables_that_grow() {
 fn a_long_word_is_not_taken_for_another_with_the_same_key() {
     let (one, other) = (b"one word of many letters", b"another with the same key");
     let cache = WordCache::default();
-    let key = cache.key(Key::default(), one);
-    cache.put(key, other, &[1, 2]);
-    let mut ids = [0; 8];
+    let (mut keys, mut ids) = ([Key::default()], [0; 16]);
+    cache.make_keys(one, &[0, one.len() as u32], &mut keys);
+    let [key] = keys;
+    cache.put(&mut Room::default(), key, other, &[1, 2]);
+    assert_eq!(cache.append(&keys, &mut ids, 0), (0, 0));
     assert_eq!(cache.get_other(key, one, &mut ids), None);
     assert_eq!(cache.get_other(key, other, &mut ids), Some(2));
     assert_eq!(ids[..2], [1, 2]);

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::cache::{Key, WordCache};
+use super::cache::{Key, Room, WordCache};
 
 /// A tokenizer's words.
 #[derive(Debug, Default)]
@@ -23,12 +23,14 @@ pub struct Words<'t> {
     known: Arc<WordCache>,
     /// What this thread has put there and not counted yet.
     uncounted: usize,
+    /// Where it puts what is long.
+    room: Room,
 }
 
 impl<'t> Words<'t> {
     pub fn new(shared: &'t SharedWords) -> Self {
         let known = shared.lock().map(|words| Arc::clone(&words.present)).unwrap_or_default();
-        Self { shared, known, uncounted: 0 }
+        Self { shared, known, uncounted: 0, room: Room::default() }
     }
 
     #[inline(always)]
@@ -38,7 +40,7 @@ impl<'t> Words<'t> {
 
     /// Keeps the ids of a word.
     pub fn put(&mut self, key: Key, word: &[u8], ids: &[u16]) {
-        self.uncounted += usize::from(self.known.put(key, word, ids));
+        self.uncounted += usize::from(self.known.put(&mut self.room, key, word, ids));
     }
 
     /// Makes room at once for the words of a text of this size.
@@ -51,8 +53,7 @@ impl<'t> Words<'t> {
     /// The table, with room for more words. Keys of another are no good for it.
     #[inline(always)]
     pub fn with_room(&mut self) -> &WordCache {
-        // Not word by word: all threads write to this number.
-        if self.uncounted > 0 {
+        if self.uncounted >= COUNTED_TOGETHER {
             self.known.add_words(std::mem::take(&mut self.uncounted));
         }
         if self.known.is_full() {
@@ -63,12 +64,19 @@ impl<'t> Words<'t> {
 
     #[cold]
     fn renew(&mut self, text_bytes: usize) {
+        self.leave();
         // Somebody else may be at it.
         let Some(mut shared) = self.shared.lock() else { return };
         if shared.present.is_full() || shared.present.is_small_for(text_bytes) {
             shared.renew(text_bytes);
         }
         self.known = Arc::clone(&shared.present);
+    }
+
+    /// Counts what was put into the table, and takes no more room there.
+    fn leave(&mut self) {
+        self.known.add_words(std::mem::take(&mut self.uncounted));
+        self.known.give_back(std::mem::take(&mut self.room));
     }
 }
 
@@ -90,7 +98,7 @@ impl Tables {
 
 impl Drop for Words<'_> {
     fn drop(&mut self) {
-        self.known.add_words(self.uncounted);
+        self.leave();
     }
 }
 
@@ -105,3 +113,6 @@ impl SharedWords {
 }
 
 const MOST_TRIES: usize = 30;
+
+/// How many words a thread puts into a table before it counts them: all threads write to that number.
+const COUNTED_TOGETHER: usize = 64;

@@ -11,12 +11,9 @@ use std::ops::Range;
 
 use super::super::cache::{Key, MOST_IDS};
 use super::super::layout::word_hash;
-use super::super::merge::{MergeTogether, Tiny};
+use super::super::merge::{MOST, MergeTogether, Merger, SHORT, TINY};
 use super::super::simd::dispatch;
-use super::{CAPACITY, EncodeSegment};
-
-/// How many pieces wait for each other.
-const MOST: usize = 8;
+use super::{CAPACITY, EncodeSegment, SPARE};
 
 /// The pieces that wait.
 #[derive(Default)]
@@ -30,32 +27,42 @@ struct Miss {
     key: Key,
     start: usize,
     len: usize,
-    /// Where in the ids its gap of `MOST_IDS` begins.
+    /// Where in the ids its gap begins.
     gap: usize,
-    /// How many ids it turned out to have.
+    /// Up to there.
+    gap_end: usize,
+    /// How many ids it turned out to have; 0 as long as that is not known.
     num_ids: usize,
 }
 
 impl EncodeSegment<'_, '_> {
-    /// Encodes a piece of at most `TINY` bytes that is not in its bucket: leaves a gap at `len` for
-    /// its ids, if they are not to be had at once. Returns the new length.
+    /// Encodes a piece of at most `SHORT` bytes that `append` did not find: leaves a gap at `len`
+    /// for its ids, if they are not to be had at once. Returns the new length.
     #[inline(never)]
-    pub fn encode_tiny(
+    pub fn encode_short(
         &mut self,
         misses: &mut Misses,
         key: Key,
         place: Range<usize>,
         ids: &mut [u16; CAPACITY],
-        len: usize,
+        mut len: usize,
     ) -> usize {
         let (start, piece) = (place.start, &self.text.as_bytes()[place]);
+        let mut most_ids = MOST_IDS;
+        if piece.len() > MOST_IDS {
+            most_ids = SHORT;
+            if len > SPARE {
+                len = self.hand_on(misses, ids, len);
+            }
+        }
         if let Some(known) = self.words.known().get_other(key, piece, &mut ids[len..]) {
             return len + known;
         }
-        misses.all[misses.len] = Miss { key, start, len: piece.len(), gap: len, num_ids: 0 };
+        let gap_end = len + most_ids;
+        misses.all[misses.len] =
+            Miss { key, start, len: piece.len(), gap: len, gap_end, num_ids: 0 };
         misses.len += 1;
-        let len = len + MOST_IDS;
-        if misses.len == MOST { self.encode_waiting(misses, ids, len) } else { len }
+        if misses.len == MOST { self.encode_waiting(misses, ids, gap_end) } else { gap_end }
     }
 
     /// Encodes the pieces that wait, if any do, and closes their gaps. Returns the new length.
@@ -76,36 +83,43 @@ impl EncodeSegment<'_, '_> {
         ids: &mut [u16; CAPACITY],
         len: usize,
     ) -> usize {
-        let text = self.text.as_bytes();
+        let (vocab, text) = (self.vocab, self.text.as_bytes());
         let misses = &mut misses.all[..std::mem::take(&mut misses.len)];
         let piece = |miss: &Miss| &text[miss.start..][..miss.len];
         let mut hashes = [0; MOST];
         for (hash, miss) in hashes.iter_mut().zip(&*misses) {
             *hash = word_hash(piece(miss));
-            self.vocab.prefetch(*hash);
+            vocab.prefetch(*hash);
         }
-        let mut merging = [const { Tiny::EMPTY }; MOST];
-        let (mut numbers, mut num_merging) = ([0; MOST], 0);
-        for (number, (miss, hash)) in misses.iter_mut().zip(hashes).enumerate() {
+        let Merger { tiny, short, .. } = self.merger;
+        let (mut num_tiny, mut num_short) = (0, 0);
+        for (miss, hash) in misses.iter_mut().zip(hashes) {
             let (piece, room) = (piece(miss), &mut ids[miss.gap..]);
             // Another of these pieces may have been the same.
             if let Some(known) = self.words.known().get_other(miss.key, piece, room) {
                 miss.num_ids = known;
-            } else if let Some(id) = self.vocab.find_hashed(hash, piece) {
+            } else if let Some(id) = vocab.find_hashed(hash, piece) {
                 (room[0], miss.num_ids) = (id, 1);
                 self.words.put(miss.key, piece, &[id]);
+            } else if piece.len() <= TINY {
+                tiny[num_tiny].begin(vocab, piece);
+                num_tiny += 1;
             } else {
-                merging[num_merging].begin(self.vocab, piece);
-                numbers[num_merging] = number;
-                num_merging += 1;
+                short[num_short].begin(vocab, piece);
+                num_short += 1;
             }
         }
-        let merging = &mut merging[..num_merging];
-        dispatch(self.isa, MergeTogether { vocab: self.vocab, pieces: merging });
-        for (merged, number) in merging.iter().zip(numbers) {
-            let miss = &mut misses[number];
+        dispatch(self.isa, MergeTogether { vocab, pieces: &mut tiny[..num_tiny] });
+        dispatch(self.isa, MergeTogether { vocab, pieces: &mut short[..num_short] });
+        let (mut tiny, mut short) = (tiny.iter(), short.iter());
+        for miss in misses.iter_mut().filter(|miss| miss.num_ids == 0) {
             let room = &mut ids[miss.gap..];
-            miss.num_ids = merged.tokens(room);
+            let merged = if miss.len <= TINY {
+                tiny.next().map(|tiny| tiny.tokens(room))
+            } else {
+                short.next().map(|short| short.tokens(room))
+            };
+            miss.num_ids = merged.unwrap_or_default();
             self.words.put(miss.key, piece(miss), &room[..miss.num_ids]);
         }
         close_gaps(misses, ids, len)
@@ -120,7 +134,7 @@ fn close_gaps(misses: &[Miss], ids: &mut [u16], len: usize) -> usize {
     for (miss, next_gap) in misses.iter().zip(next_gaps) {
         ids.copy_within(miss.gap..miss.gap + miss.num_ids, end);
         end += miss.num_ids;
-        let between = miss.gap + MOST_IDS..next_gap;
+        let between = miss.gap_end..next_gap;
         ids.copy_within(between.clone(), end);
         end += between.len();
     }
@@ -138,7 +152,7 @@ mod tests {
     proptest! {
         #[test]
         fn new_words_that_recur_at_once_have_their_ids_wherever_they_stand(
-            words in prop::collection::vec("[ \n]?[a-eé中]{1,17}|, |[0-9]{1,15}", 1..12),
+            words in prop::collection::vec("[ \n]?[a-eé中]{1,17}|, |[0-9]{1,15}| [a-z]{50,70}| {14,18}|=é{60,70}", 1..12),
             order in prop::collection::vec(any::<prop::sample::Index>(), 0..600),
         ) {
             let text: String = order.iter().map(|index| &*words[index.index(words.len())]).collect();

@@ -85,15 +85,15 @@ fn boxed<T: Copy, const N: usize>(value: T) -> Box<[T; N]> {
 }
 
 impl LongMerger {
-    /// Hands the tokens of a piece to `sink`. Calls `check` now and then; its error ends the work.
+    /// Appends the tokens of `piece` to `tokens`, those of what comes before it, as they are when
+    /// both are one piece. Calls `check` now and then; its error ends the work.
     pub fn merge(
         &mut self,
         vocab: Vocab<'_>,
         piece: &[u8],
-        sink: &mut dyn FnMut(&[u16]),
+        tokens: &mut Vec<u16>,
         check: Check<'_>,
     ) -> Result<()> {
-        let mut tokens = Vec::new();
         let mut rest = piece;
         while !rest.is_empty() {
             check()?;
@@ -103,10 +103,9 @@ impl LongMerger {
             if part.len() < rest.len() {
                 kept = self.cut_tail(part.len() - OVERLAP);
             }
-            self.join(vocab, &mut tokens);
+            self.join(vocab, tokens);
             rest = &rest[kept..];
         }
-        sink(&tokens);
         Ok(())
     }
 
@@ -265,8 +264,7 @@ mod tests {
 
     fn long(piece: &[u8]) -> Vec<u16> {
         let mut tokens = Vec::new();
-        let mut sink = |ids: &[u16]| tokens.extend_from_slice(ids);
-        LongMerger::default().merge(GPT2, piece, &mut sink, &mut || Ok(())).unwrap();
+        LongMerger::default().merge(GPT2, piece, &mut tokens, &mut || Ok(())).unwrap();
         tokens
     }
 
@@ -297,7 +295,7 @@ mod tests {
             calls += 1;
             if calls > 3 { Err(Error::Stopped) } else { Ok(()) }
         };
-        let stopped = LongMerger::default().merge(GPT2, &piece, &mut |_| (), &mut check);
+        let stopped = LongMerger::default().merge(GPT2, &piece, &mut Vec::new(), &mut check);
         assert_eq!(stopped, Err(Error::Stopped));
     }
 
@@ -305,6 +303,18 @@ mod tests {
         #[test]
         fn long_pieces_merge_as_defined(piece in prop::collection::vec(any::<u8>(), 1..300)) {
             prop_assert_eq!(long(&piece), slowly(GPT2, &piece));
+        }
+
+        #[test]
+        fn a_piece_is_merged_with_what_comes_before_it(
+            piece in prop_oneof!["[ estin]{2,40}", "=*-?=*", "\\PC{2,40}"],
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let (before, after) = piece.as_bytes().split_at(cut.index(piece.len() + 1));
+            let mut tokens = slowly(GPT2, before);
+            let mut merger = LongMerger::default();
+            merger.merge(GPT2, after, &mut tokens, &mut || Ok(())).unwrap();
+            prop_assert_eq!(tokens, slowly(GPT2, piece.as_bytes()));
         }
 
         #[test]

@@ -40,6 +40,7 @@ fn classify_neon(block: &[u8; BLOCK]) -> Classes {
         blank: bits(quarters.map(blanks)),
         apostrophe: bits(quarters.map(|it| equals(it, b'\''))),
         high: bits(quarters.map(|it| vcgeq_u8(it, vdupq_n_u8(0x80)))),
+        later: bits(quarters.map(|it| within(it, 0x80, 0xbf))),
     }
 }
 

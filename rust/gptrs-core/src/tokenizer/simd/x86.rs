@@ -98,13 +98,14 @@ fn classify_avx2(block: &[u8; BLOCK]) -> Classes {
         blank: join(low[3], high[3]),
         apostrophe: join(low[4], high[4]),
         high: join(low[5], high[5]),
+        later: join(low[6], high[6]),
     }
 }
 
 /// The masks of 32 bytes, in the order of the fields of `Classes`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn classify_half(bytes: __m256i) -> [u32; 6] {
+fn classify_half(bytes: __m256i) -> [u32; 7] {
     let equals = |byte: u8| _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(byte as i8));
     let within = |bytes: __m256i, first: u8, last: u8| {
         let offset = _mm256_sub_epi8(bytes, _mm256_set1_epi8(first as i8));
@@ -120,6 +121,7 @@ fn classify_half(bytes: __m256i) -> [u32; 6] {
         blank,
         equals(b'\''),
         bytes,
+        within(bytes, 0x80, 0xbf),
     ]
     .map(|mask| _mm256_movemask_epi8(mask) as u32)
 }
@@ -142,6 +144,7 @@ fn classify_avx512(block: &[u8; BLOCK]) -> Classes {
         blank,
         apostrophe: equals(b'\''),
         high: _mm512_movepi8_mask(bytes),
+        later: within(bytes, 0x80, 0xbf),
     }
 }
 

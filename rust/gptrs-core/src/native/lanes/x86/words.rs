@@ -31,18 +31,21 @@ impl Words for Avx2 {
 
     #[inline(always)]
     fn load_words(self, from: &[u32; LANES]) -> Self::W {
-        let from = from.as_ptr().cast::<__m256i>();
         // SAFETY: above.
-        unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+        unsafe {
+            [
+                _mm256_loadu_si256(from.as_ptr().cast()),
+                _mm256_loadu_si256(from.as_ptr().add(8).cast()),
+            ]
+        }
     }
 
     #[inline(always)]
     fn store_words(self, words: Self::W, to: &mut [u32; LANES]) {
-        let to = to.as_mut_ptr().cast::<__m256i>();
         // SAFETY: above.
         unsafe {
-            _mm256_storeu_si256(to, words[0]);
-            _mm256_storeu_si256(to.add(1), words[1]);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), words[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), words[1]);
         }
     }
 
