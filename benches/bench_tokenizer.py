@@ -2,6 +2,7 @@
 
     make bench-tokenizer                  every table, in about 8 minutes
     make bench-tokenizer ARGS=--quick     fewer rounds, and no callgrind
+    make bench-tokenizer ARGS="--only threads"
 
 Each measurement is a process of its own (`tokenizer_worker.py`) on one processor, peers in turns.
 Cold is the first encoding in it, warm the same text again. A str's UTF-8 form is made beforehand.
@@ -34,24 +35,33 @@ SLOWEST_SHARE = 1 / 5
 """Of cold prose: no text may be slower."""
 
 
+PARTS = ("peers", "languages", "nonsense", "threads", "start", "instructions")
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and no callgrind")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some tables")
+    args = parser.parse_args()
+    quick = args.quick
     prose = corpus.prose()
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
         file = lab.write("prose", prose)
         ceiling = f"{copy_ceiling()}; {utf8_speed(file)}"
         print_header(f"GPT-2 ids of English and code: {described(prose)}", 1, ceiling)
-        print_peers(lab, file, rounds=3 if quick else 9)
-        print_other_languages(lab, rounds=1 if quick else 3)
-        print_hostile(lab, file, rounds=1 if quick else 3)
-        print_variants(lab, file, rounds=3 if quick else 7)
-        print_startup(lab, prose, rounds=5 if quick else 21)
-        if not quick:
-            print_instructions(lab, prose)
+        tables = (
+            partial(print_peers, lab, file, rounds=3 if quick else 9),
+            partial(print_other_languages, lab, rounds=1 if quick else 3),
+            partial(print_hostile, lab, file, rounds=1 if quick else 3),
+            partial(print_variants, lab, file, rounds=3 if quick else 21),
+            partial(print_startup, lab, prose, rounds=5 if quick else 21),
+            partial(print_instructions, lab, prose),
+        )
+        for part, print_table_of in zip(PARTS, tables, strict=True):
+            if part in args.only and not (quick and part == "instructions"):
+                print_table_of()
 
 
 def described(text: str) -> str:
