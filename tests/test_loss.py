@@ -153,7 +153,7 @@ def test_exponentials_that_are_kept_give_the_gradients_that_computing_them_again
     again = value_and_gradients(
         linear_cross_entropy(hidden, weight, targets, block_columns=6), hidden, weight
     )
-    monkeypatch.setattr(columns_module, "KEPT_FROM_WIDTH", 1)
+    monkeypatch.setattr(columns_module, "KEPT_LOGITS_WIDTH", 1)
     loss = linear_cross_entropy(hidden, weight, targets, block_columns=6)
     loss.backward(retain_graph=True)
     hidden.grad = weight.grad = None
@@ -165,8 +165,8 @@ def test_a_bounded_number_of_exponentials_is_kept_and_of_wide_rows_alone(monkeyp
     hidden, weight, _ = example(30, 4, 500)
     keeps = columns_module.keeps_exponentials
     assert not keeps(hidden, weight, torch.bfloat16)
-    monkeypatch.setattr(columns_module, "KEPT_FROM_WIDTH", 4)
-    monkeypatch.setattr(columns_module, "KEPT_BYTES", 2 * 30 * 500)
+    monkeypatch.setattr(columns_module, "KEPT_LOGITS_WIDTH", 4)
+    monkeypatch.setattr(columns_module, "KEPT_LOGITS_BYTES", 2 * 30 * 500)
     assert keeps(hidden, weight, torch.bfloat16)
     assert not keeps(hidden, weight, torch.float32)
     assert not keeps(torch.zeros(31, 4), weight, torch.bfloat16)

@@ -152,6 +152,34 @@ def test_what_no_step_can_have_is_refused():
 def test_the_text_has_every_part_in_100_columns(name, pos):
     cfg = replace(get_config(name), pos=pos)
     lines = format_memory(cfg, batch_size=512).splitlines()
-    for row in (*generating_memory(cfg), *training_memory(cfg)):
+    for row in (*generating_memory(cfg), *training_memory(cfg, batch_size=512)):
         assert any(line.startswith(row.part) and line.endswith(row.formula) for line in lines)
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(16, True), (17, False)])
+def test_what_the_loss_keeps_of_logits_is_counted(monkeypatch, length, is_kept):
+    limit = 2 * 16 * 1000
+    monkeypatch.setattr("gptrs.costs.memory_budget.KEPT_LOGITS_BYTES", limit)
+    monkeypatch.setattr("gptrs.model.loss_by_columns.KEPT_LOGITS_BYTES", limit)
+    cfg = replace(get_config("gpt2-124m"), vocab_size=1000, emb_dim=384, n_heads=6, n_layers=1)
+    model = GPTModel(cfg)
+    ids = torch.arange(length)[None]
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.append(x.nbytes) or x, lambda x: x
+        ),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        next_token_loss(model, ids, ids)
+    assert (2 * length * 1000 in sizes) is is_kept
+    budget = by_part(training_memory(cfg, length))
+    assert ("exp(logits)" in budget) is is_kept
+    if is_kept:
+        assert budget["exp(logits)"].bfloat16 == 2 * length * 1000

@@ -47,6 +47,13 @@ def test_settings_and_tokens_load_neither_torch_nor_numpy(statement):
     assert not {"torch", "numpy"} & loaded
 
 
+def test_encoding_a_text_loads_little_of_the_standard_library():
+    loaded = modules_after("import gptrs\ngptrs.get_tokenizer('gpt2').encode('Hello')")
+    assert not {"contextlib", "dataclasses", "hashlib", "inspect", "json", "typing"} & (
+        loaded - modules_after("")
+    )
+
+
 @pytest.mark.parametrize("name", gptrs.__all__)
 def test_every_public_name_can_be_imported(name):
     assert getattr(gptrs, name) is not None

@@ -36,6 +36,12 @@ T5_EXACT_DISTANCES = T5_BUCKETS // 2
 T5_MAX_DISTANCE = 128
 """From here on all distances share T5's last bucket (Raffel et al. 2020, section 2.1)."""
 
+KEPT_LOGITS_BYTES = 1 << 28
+"""The loss on a CPU keeps exponentials that take no more for the gradient: 2,670 rows of GPT-2's
+vocabulary in bfloat16. More are computed again."""
+KEPT_LOGITS_WIDTH = 384
+"""Narrower rows are multiplied again sooner than their exponentials are fetched from memory."""
+
 _COUNTS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 _FLAGS = ("qkv_bias", "tie_embeddings")
 

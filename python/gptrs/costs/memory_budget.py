@@ -21,11 +21,13 @@ Positions that learn what they add to the scores have no fused attention to trai
                    relative_key: queries 1;    relative_key_query: and keys 2;
                    transformer_xl: queries, and distances for each row of the batch, 2
 
+On a CPU the loss keeps exp(logits) of few and wide rows in bfloat16, 256 MiB at most.
+
 That is without checkpointing and dropout, with fused attention elsewhere (it keeps no T x T scores)
-and with `next_token_loss` (it keeps no logits). Left out are numbers that are few beside emb_dim,
-each norm's mean and deviation and the softmaxes' sums, and those that all rows of a batch share:
-masks, sines, vectors of distances. Autocast also makes one copy of norm1's output for each of
-W_query, W_key and W_value while they are multiplied one by one: a tenth more. What the backward
+and with `next_token_loss` (it keeps no other logits). Left out are numbers that are few beside
+emb_dim, each norm's mean and deviation and the softmaxes' sums, and those that all rows of a batch
+share: masks, sines, vectors of distances. Autocast also makes one copy of norm1's output for each
+of W_query, W_key and W_value while they are multiplied one by one: a tenth more. What the backward
 pass works with comes on top: 13 to 14 % in steps of the 124M model on a CPU.
 """
 
@@ -34,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptrs.config import GPTConfig
+from gptrs.config import KEPT_LOGITS_BYTES, KEPT_LOGITS_WIDTH, GPTConfig
 from gptrs.costs.flops import checked_length
 from gptrs.costs.params import parameter_budget
 from gptrs.errors import ConfigError
@@ -112,8 +114,18 @@ def training_memory(
             _row("gradients", "parameters", parameters),
             _row("AdamW's moments", "2 * parameters", 2 * parameters),
             *_activations(cfg, length, batch_size),
+            *_logits(cfg, length, batch_size),
         ]
     )
+
+
+def _logits(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow]:
+    """What the loss keeps of them."""
+    num_bytes = _BFLOAT16 * batch_size * length * cfg.vocab_size
+    if cfg.emb_dim < KEPT_LOGITS_WIDTH or num_bytes > KEPT_LOGITS_BYTES:
+        return []
+    formula = "batch_size * length * vocab_size"
+    return [MemoryRow(part="exp(logits)", formula=formula, float32=0, bfloat16=num_bytes)]
 
 
 def _activations(cfg: GPTConfig, length: int, batch_size: int) -> list[MemoryRow]:
@@ -155,7 +167,7 @@ def format_memory(cfg: GPTConfig, length: int | None = None, batch_size: int = 1
             "gradients and moments",
             "stay float32, and so do (2 * n_layers + 2) * emb_dim numbers of each token:",
             "norms' inputs, the last norm's output.",
-            f"Assumed: no checkpointing, no dropout,{scores} no logits kept. What",
+            f"Assumed: no checkpointing, no dropout,{scores} no other logits kept. What",
             "the backward pass works with comes on top.",
         ]
     )

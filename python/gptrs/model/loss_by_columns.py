@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrs import _core
+from gptrs.config import KEPT_LOGITS_BYTES, KEPT_LOGITS_WIDTH
 from gptrs.model.forward_pass import check_targets
 from gptrs.model.operators import DTYPES
 
@@ -36,11 +37,6 @@ BLOCK_COLUMNS = 1024
 """Of 512, 1,024 and 2,048 the fastest on processors with 2 MiB of second-level cache a core."""
 KEPT_BLOCK_COLUMNS = 4096
 """The same where exponentials leave the cache anyway, to be kept."""
-KEPT_BYTES = 1 << 28
-"""Exponentials that take no more are kept for the gradient: 2,670 rows of GPT-2's vocabulary in
-bfloat16. More are computed again."""
-KEPT_FROM_WIDTH = 384
-"""Narrower rows are multiplied again sooner than their exponentials are fetched from memory."""
 _SHIFT_COLUMNS = 8
 """Two are used, the others keep bfloat16's rows aligned to 16 bytes."""
 _LARGEST_SUM = 1e26
@@ -161,7 +157,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(hidden, weight, targets, *for_backward)
 
 
-def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 7
     wants_weight = ctx.needs_input_grad[1]
     grad_hidden, grad_weight = _backward(grad_loss, *ctx.saved_tensors, *ctx.settings, wants_weight)
     return grad_hidden, grad_weight if wants_weight else None, None, None, None, None, None
@@ -173,7 +173,7 @@ loss_by_columns.register_autograd(_differentiate, setup_context=_keep)
 def keeps_exponentials(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether what the gradient needs is better kept than computed again."""
     num_bytes = len(hidden) * len(weight) * dtype.itemsize
-    return hidden.shape[1] >= KEPT_FROM_WIDTH and num_bytes <= KEPT_BYTES
+    return hidden.shape[1] >= KEPT_LOGITS_WIDTH and num_bytes <= KEPT_LOGITS_BYTES
 
 
 def _room(hidden_ND: Tensor, weight_VD: Tensor, block_columns: int, keeps: bool) -> Tensor:

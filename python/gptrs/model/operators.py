@@ -181,7 +181,11 @@ def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(query_BHTK, key_BHTK, value_BHTK, *output, seed)
 
 
-def _differentiate_attention(ctx: Any, grad_BTHK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_attention(
+    ctx: Any, grad_BTHK: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_BTHK is None:
+        return (None,) * 6
     *saved, seed = ctx.saved_tensors
     grads = _attention_backward(*saved, grad_BTHK, seed, ctx.dropout, ctx.scale)
     return *(grad.transpose(1, 2) for grad in grads), None, None, None
