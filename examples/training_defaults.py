@@ -1,10 +1,10 @@
 """What each default of `gptrs train` buys: the book's training step, made faster rung by rung.
 
-    the book's step ─► fused AdamW ─► fused loss ─► bfloat16 ─► compiled ─► small vocabulary
+    the book's step ─► fused AdamW ─► fused loss ─► bfloat16 ─► dropout in Rust ─► small vocabulary
 
 Each rung keeps what those above it have, and all take turns, with equal models on the same text.
-The last changes what a token is, so bytes of text a second are told as well. Compiling is a default
-on a GPU alone; it needs a C++ compiler here.
+The last changes what a token is, so bytes of text a second are told as well. Dropout is the book's,
+0.1.
 
 Run it: python examples/training_defaults.py [--rounds 5] [--emb-dim 256]
 """
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs import GPTConfig, GPTModel, get_tokenizer, train_tokenizer
+from gptrs.model.dropout import seeded_dropout
 from gptrs.model.loss import next_token_loss
 from gptrs.text.reading import help_topics
 from gptrs.training.config import SMALL_GPT
@@ -39,7 +40,8 @@ def main() -> None:
     text = help_topics()
     tokens = {name: torch.tensor(each.encode_ordinary(text)) for name, each in tokenizers.items()}
     bytes_per_token = {name: len(text.encode()) / len(ids) for name, ids in tokens.items()}
-    cfg = replace(SMALL_GPT, emb_dim=args.emb_dim, vocab_size=tokenizers["GPT-2's"].n_vocab)
+    n_vocab = tokenizers["GPT-2's"].n_vocab
+    cfg = replace(SMALL_GPT, emb_dim=args.emb_dim, vocab_size=n_vocab, drop_rate=0.1)
     small = replace(cfg, vocab_size=tokenizers["small"].n_vocab)
     large_ids, small_ids = tokens.values()
     steps = {
@@ -47,8 +49,8 @@ def main() -> None:
         "+ fused AdamW": step(cfg, large_ids, loss=book_loss),
         "+ fused loss": step(cfg, large_ids),
         "+ bfloat16": step(cfg, large_ids, bfloat16=True),
-        "+ compiled": step(cfg, large_ids, bfloat16=True, compiled=True),
-        "+ small vocabulary": step(small, small_ids, bfloat16=True, compiled=True),
+        "+ dropout in Rust": step(cfg, large_ids, bfloat16=True, seeded=True),
+        "+ small vocabulary": step(small, small_ids, bfloat16=True, seeded=True),
     }
     times = in_turns(steps, args.rounds)
     first = times["the book's step, float32"]
@@ -90,21 +92,19 @@ def step(
     fused: bool = True,
     loss: Callable[..., Tensor] = next_token_loss,
     bfloat16: bool = False,
-    compiled: bool = False,
+    seeded: bool = False,
 ) -> Step:
     """A training step on the text's first windows."""
     model = GPTModel(cfg).train()
-    if compiled:
-        for block in model.trf_blocks:
-            block.compile()
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
     windows = ids[: BATCH_SIZE * cfg.context_length + 1]
     inputs, targets = (part.view(BATCH_SIZE, -1) for part in (windows[:-1], windows[1:]))
 
     def take() -> None:
-        with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
-            value = loss(model, inputs, targets)
-        value.backward()
+        with seeded_dropout(model) if seeded else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
+                value = loss(model, inputs, targets)
+            value.backward()
         adamw.step()
         adamw.zero_grad()
 

@@ -1,9 +1,10 @@
-"""The output layer and its cross-entropy in one step, without a [N, V] tensor of logits.
+"""The output layer and its cross-entropy in one step, without a [N, V] tensor of many logits.
 
 With GPT-2's 50,257 ids the logits of one batch are larger than a whole small model, and moving them
 through memory costs more than computing them. So they are made a block at a time and thrown away:
 
-    loss_by_columns    the logits of 1,024 ids, small enough to stay in the processor's cache
+    loss_by_columns    the logits of 1,024 ids, small enough to stay in the processor's cache; those
+                       of few, wide rows are kept for the gradient, 256 MiB at most
     loss_by_rows       those of 512 tokens, for float32's slow matmuls: three of them, not four
     torch              its own kernel, on a GPU where it has one
 """
