@@ -39,10 +39,10 @@ DEV_WHEELS  := target/wheels/dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-rust test-python fuzz bench-decoding bench-native bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
+.PHONY: help demo test test-rust test-aarch64 test-python fuzz bench-decoding bench-native bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: build ## train a small GPT on English text, then stream a completion
 	$(VENV)/bin/gptrs demo $(ARGS)
@@ -56,6 +56,16 @@ test-rust:
 	else \
 	    echo 'cargo test' && cargo test $(LOCKED) --quiet; \
 	fi
+
+# On any machine with qemu: `rustup target add aarch64-unknown-linux-musl` first.
+AARCH64 := aarch64-unknown-linux-musl
+test-aarch64: build ## the Rust tests as on aarch64 (NEON), in qemu
+	@command -v qemu-aarch64-static >/dev/null || { echo 'needs qemu-aarch64-static (qemu-user-static)' >&2; exit 1; }
+	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --group wheel
+	PYTHON=$(abspath $(PY)) CC_aarch64_unknown_linux_musl=$(CURDIR)/.ci/aarch64-cc \
+	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
+	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static PROPTEST_CASES=$(or $(CASES),16) \
+	    cargo test $(LOCKED) -p gptrs-core --target $(AARCH64) --target-dir target/aarch64 --lib --test agreement $(ARGS)
 
 test-python: build
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)

@@ -42,12 +42,10 @@ pub enum Kernels {
 impl Kernels {
     /// All that this processor is, the best first.
     pub fn available() -> Vec<Self> {
-        #[allow(unused_mut, reason = "other processors have nothing to add")]
-        let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        found.extend(x86::available());
-        found.push(Self::Portable);
-        found
+        return x86::available().chain([Self::Portable]).collect();
+        #[cfg(not(target_arch = "x86_64"))]
+        vec![Self::Portable]
     }
 
     /// The best that this processor is.
@@ -97,7 +95,10 @@ pub fn dispatch<W: Work>(found: Found, work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     return x86::dispatch(found, work);
     #[cfg(not(target_arch = "x86_64"))]
-    return work.run(Portable);
+    {
+        let Found(_) = found;
+        work.run(Portable)
+    }
 }
 
 /// The operations that differ. A value exists only where the processor has the instructions.

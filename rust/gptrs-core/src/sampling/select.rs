@@ -61,8 +61,10 @@ impl Select {
         let (reached, mut above) = descend(bins, 0.0, wanted).ok()?;
         let end = |digit: usize| score_at((digit as u32) << first[0]);
         // The first and the last bin reach beyond the infinities, where NaN is.
-        let from = end(reached).max(f32::NEG_INFINITY);
-        let below = end(reached + 1).min(f32::INFINITY);
+        let (from, below) = (end(reached), end(reached + 1));
+        // No max: of a signaling NaN and a number, some processors make NaN.
+        let from = if from.is_nan() { f32::NEG_INFINITY } else { from };
+        let below = if below.is_nan() { f32::INFINITY } else { below };
         dispatch(simd, Find { values: scores, from, below, found: members });
         for read in rest {
             let of_member = |&i: &u32| (digit(i as usize, read), mass(i as usize));
