@@ -64,7 +64,7 @@ test-aarch64: build ## the Rust tests as on aarch64 (NEON), in qemu
 	@$(PIP) install --no-warn-conflicts --constraint constraints.txt --group wheel
 	PYTHON=$(abspath $(PY)) CC_aarch64_unknown_linux_musl=$(CURDIR)/.ci/aarch64-cc \
 	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
-	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static PROPTEST_CASES=$(or $(CASES),16) \
+	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static PROPTEST_CASES=$(or $(CASES),64) \
 	    cargo test $(LOCKED) -p gptrs-core --target $(AARCH64) --target-dir target/aarch64 --lib --test agreement $(ARGS)
 
 test-python: build
