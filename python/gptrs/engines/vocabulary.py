@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from gptrs.errors import ConfigError
-from gptrs.model import facts
+from gptrs.model.facts import configured_vocab_size
 from gptrs.model.gpt import GPTModel
 
 
@@ -26,7 +26,7 @@ def vocab_size_of(model: Any) -> int | None:
         ConfigError: a GPTModel reads another number of ids than it gives logits for.
     """
     if not isinstance(model, GPTModel):
-        return facts.vocab_size_of(model)
+        return configured_vocab_size(model)
     if (reason := why_two_sizes(model)) is not None:
         raise ConfigError(
             f"{reason}: what is drawn is read again, so replace both by layers of one size"

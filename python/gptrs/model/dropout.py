@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from gptrs.model.operators import DTYPES, dropout
+from gptrs.model.operators import dropout, is_for_core
 
 
 class SeededDropout(nn.Dropout):
@@ -19,14 +19,9 @@ class SeededDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Any shape, kept."""
-        if not (self.training and self.p) or not can_be_seeded(input):
+        if not (self.training and self.p) or not is_for_core(input):
             return super().forward(input)
         return dropout(input, self.p)
-
-
-def can_be_seeded(x: Tensor) -> bool:
-    """Whether the core drops numbers of such a tensor."""
-    return x.device.type == "cpu" and x.dtype in DTYPES
 
 
 @contextmanager

@@ -40,10 +40,8 @@ def context_length_of(model: Any, asked: int | None) -> int:
     return min(known for known in (own, asked) if known is not None)
 
 
-def vocab_size_of(model: Any) -> int | None:
-    """How many ids a model gives logits for; None if it does not say."""
-    if isinstance(model, GPTModel):
-        return model.cfg.vocab_size
+def configured_vocab_size(model: Any) -> int | None:
+    """How many ids the configuration of a model of transformers has; None if it does not say."""
     return _of_config(model, "vocab_size")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gptrs.config import ConfigLike, GPTConfig
 from gptrs.errors import ConfigError, DataError
 from gptrs.model import operators
-from gptrs.model.dropout import SeededDropout, can_be_seeded
+from gptrs.model.dropout import SeededDropout
 from gptrs.model.positions import LayerPositions, Rotation, layer_positions, rotate
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class MultiHeadAttention(nn.Module):
         if not _trains_on_cpu(q_BHTK) or q_BHTK.shape != k_BHSK.shape:
             return False
         if dropout:
-            return type(self.dropout) is SeededDropout and can_be_seeded(q_BHTK)
+            return type(self.dropout) is SeededDropout
         is_short = q_BHTK.shape[2] <= FEW_TOKENS
         return q_BHTK.dtype == torch.bfloat16 and (operators.HAS_TILES or is_short)
 
@@ -236,12 +236,7 @@ class MultiHeadAttention(nn.Module):
 
 def _trains_on_cpu(x: Tensor) -> bool:
     """Whether the gradient of what is made of `x` will be computed, in the Rust core's dtypes."""
-    return (
-        x.requires_grad
-        and x.device.type == "cpu"
-        and x.dtype in operators.DTYPES
-        and torch.is_grad_enabled()
-    )
+    return x.requires_grad and operators.is_for_core(x) and torch.is_grad_enabled()
 
 
 def masked(scores: Tensor, attend: Attend) -> Tensor:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from gptrs import _core
 from gptrs.config import KEPT_LOGITS_BYTES, KEPT_LOGITS_WIDTH
 from gptrs.model.forward_pass import check_targets
-from gptrs.model.operators import DTYPES
+from gptrs.model.operators import is_for_core
 
 BLOCK_COLUMNS = 1024
 """Of 512, 1,024 and 2,048 the fastest on processors with 2 MiB of second-level cache a core."""
@@ -189,7 +189,7 @@ def _sum_exp(
     """sum(exp(logits - shift)) of each row, [N]; the exponentials go where they are kept."""
     sum_N = torch.zeros_like(shift_N)
     for _, _, logits_NC in _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns, kept):
-        if logits_NC.device.type == "cpu" and logits_NC.dtype in DTYPES:
+        if is_for_core(logits_NC):
             _core.exp_and_sum(logits_NC, sum_N, threads=torch.get_num_threads())
         else:
             sum_N += logits_NC.exp_().sum(dim=1)
@@ -209,7 +209,7 @@ def _exponentials(
     blocks = _shifted_logits(hidden_ND, weight_VD, shift_N, block_columns, kept)
     for first, weight_CD, logits_NC in blocks:
         # By the same operation as before, so that both passes round alike.
-        if logits_NC.device.type == "cpu" and logits_NC.dtype in DTYPES:
+        if is_for_core(logits_NC):
             _core.exp_and_sum(logits_NC, unused_N, threads=torch.get_num_threads())
         else:
             logits_NC.exp_()
@@ -218,8 +218,7 @@ def _exponentials(
 
 def _turn(source_DC: Tensor, target_CD: Tensor) -> None:
     """The target becomes the source, turned."""
-    is_ours = source_DC.dtype in DTYPES and target_CD.dtype in DTYPES
-    if source_DC.device.type == "cpu" and is_ours:
+    if is_for_core(source_DC) and is_for_core(target_CD):
         _core.turn(source_DC, target_CD, threads=torch.get_num_threads())
     else:
         target_CD.copy_(source_DC.T)

@@ -66,10 +66,15 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.tensor(math.sqrt(sum(_core.sum_of_squares(x, threads=threads) for x in tensors)))
 
 
+def is_for_core(x: Tensor) -> bool:
+    """Whether the core computes with such a tensor: float32 or bfloat16, on the CPU."""
+    return x.device.type == "cpu" and x.dtype in DTYPES
+
+
 def _is_plain(x: Tensor) -> bool:
-    """Whether it is a tensor of the CPU that the core reads as it lies."""
+    """Whether it is a tensor that the core reads as it lies."""
     is_tensor = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided
-    return is_tensor and x.device.type == "cpu" and x.dtype in DTYPES and x.is_contiguous()
+    return is_tensor and is_for_core(x) and x.is_contiguous()
 
 
 def draw_seed() -> Tensor:

@@ -46,7 +46,6 @@ impl Number for f32 {
     }
 
     #[inline(always)]
-    /// The same of one word.
     fn part_of(word: u32, _: usize) -> f32 {
         f32::from_bits(word)
     }
@@ -89,7 +88,6 @@ impl Number for bf16 {
     }
 
     #[inline(always)]
-    /// The same of one word.
     fn part_of(word: u32, part: usize) -> f32 {
         f32::from_bits(if part == 0 { word << 16 } else { word & 0xFFFF_0000 })
     }

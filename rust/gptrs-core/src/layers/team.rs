@@ -36,7 +36,7 @@ pub fn on_threads(count: usize, work: &(dyn Fn() + Sync)) {
 /// The function of the OpenMP library that this process has loaded for all to see, if any.
 fn find_parallel() -> Option<Parallel> {
     static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
-    // Whoever imports PyTorch later is given new threads, once: found once, it stays.
+    // Asked once: who calls this are PyTorch's operators, so its library is loaded by then.
     *FOUND.get_or_init(look_for_parallel)
 }
 
