@@ -85,7 +85,7 @@ def test_files_that_are_all_empty_are_refused_and_one_among_others_is_not(tmp_pa
     assert find_text_files([tmp_path]) == files
 
 
-GZIP, ZSTD = gzip.compress(b"a text"), bytes.fromhex("28b52ffd2400010000 99e9d851")
+GZIP, ZSTD = gzip.compress(b"a text", mtime=0), bytes.fromhex("28b52ffd2400010000 99e9d851")
 
 
 @pytest.mark.parametrize(
