@@ -262,13 +262,13 @@ def test_an_input_without_its_batch_is_refused_and_says_how_it_is_added():
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("mask", [None, "boolean", "added"])
 @pytest.mark.parametrize("tokens", [5, 40])
-@pytest.mark.parametrize("has_tiles", [True, False])
+@pytest.mark.parametrize("is_quick", [True, False])
 def test_gradients_of_attention_in_bfloat16_are_as_near_as_torchs_own(
-    monkeypatch, autocast, mask, tokens, has_tiles
+    monkeypatch, autocast, mask, tokens, is_quick
 ):
     """Over few tokens the core computes them, or always where it has tiles; else torch."""
     monkeypatch.setattr(layers, "FEW_TOKENS", 8)
-    monkeypatch.setattr(layers.operators, "HAS_TILES", has_tiles)
+    monkeypatch.setattr(layers.operators, "MULTIPLIES_BFLOAT16", is_quick)
     torch.manual_seed(0)
     attention = MultiHeadAttention(32, 32, 64, 0.0, num_heads=2)
     x = torch.randn(3, tokens, 32)

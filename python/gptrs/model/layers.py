@@ -212,7 +212,7 @@ class MultiHeadAttention(nn.Module):
         if dropout:
             return type(self.dropout) is SeededDropout
         is_short = q_BHTK.shape[2] <= FEW_TOKENS
-        return q_BHTK.dtype == torch.bfloat16 and (operators.HAS_TILES or is_short)
+        return q_BHTK.dtype == torch.bfloat16 and (operators.MULTIPLIES_BFLOAT16 or is_short)
 
     def _explicit(
         self,

@@ -24,8 +24,8 @@ from gptrs import _core
 
 DTYPES = (torch.float32, torch.bfloat16)
 """What the operators compute."""
-HAS_TILES = "amx" in _core.NativeModel.available_kernels()
-"""Whether this processor multiplies tiles of bfloat16 (AMX)."""
+MULTIPLIES_BFLOAT16 = _core.NativeModel.available_kernels()[0] in ("amx", "avx512bf16")
+"""Whether this processor has instructions for it (AMX, AVX-512 BF16)."""
 
 
 def attention(

@@ -19,11 +19,11 @@ use self::forward::Forward;
 use super::dropout::Dropout;
 use super::for_each;
 use super::numbers::Number;
-use super::product::{Product, UNIT, Words, multiply, transpose};
+use super::product::{UNIT, multiply, transpose};
 use crate::native::Kernels;
 use crate::native::lanes::{Found, Simd, dispatch};
 use crate::native::shared::{Columns, split_heads};
-use crate::native::tiles::{ReadyTiles, Tiles};
+use crate::native::tiles::{Product, ReadyTiles, Tiles, Words};
 
 /// The last word of a counter of random numbers.
 const DOMAIN: u32 = 1;

@@ -120,7 +120,6 @@ struct DropChunk<'a, N> {
 
 impl<N: Number> Work for DropChunk<'_, N> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

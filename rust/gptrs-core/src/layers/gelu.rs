@@ -46,7 +46,6 @@ struct Forward<'a, N> {
 
 impl<N: Number> Work for Forward<'_, N> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -71,7 +70,6 @@ struct Backward<'a, N> {
 
 impl<N: Number> Work for Backward<'_, N> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

@@ -44,7 +44,6 @@ struct Exp<'a, N> {
 
 impl<N: Number> Work for Exp<'_, N> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -112,7 +111,6 @@ struct Turn<'a, A, B> {
 
 impl<A: Number, B: Number> Work for Turn<'_, A, B> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

@@ -19,7 +19,6 @@ struct Squares<'a, N>(&'a [N]);
 
 impl<N: Number> Work for Squares<'_, N> {
     type Output = f32;
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {

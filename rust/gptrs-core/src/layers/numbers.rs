@@ -5,21 +5,21 @@
 use bytemuck::Pod;
 use half::bf16;
 
-use crate::native::lanes::{LANES, Simd};
-use crate::native::math::filled;
+use crate::native::lanes::{LANES, Operands, Simd};
+use crate::native::math::{filled, rounded};
 
 /// A number of a tensor.
 pub trait Number: Pod + Send + Sync {
     /// How many make a word.
     const PER_WORD: usize;
+    /// What products of words are to the processor.
+    const OPERANDS: Operands;
     /// Widened.
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
     /// Rounded to the nearest, halves to the even one.
     fn store<S: Simd>(simd: S, lanes: S::F, to: &mut [Self; LANES]);
-    /// The number at `part` of each word.
-    fn part<S: Simd>(simd: S, words: &[u32; LANES], part: usize) -> S::F;
-    /// The same of one word.
-    fn part_of(word: u32, part: usize) -> f32;
+    /// Adds the products of two words' numbers.
+    fn add_words<S: Simd>(simd: S, sums: S::F, a: S::W, b: S::W) -> S::F;
     /// One row of the words that hold the numbers of a column, from `PER_WORD` rows, `stride` numbers
     /// apart, that are at least as long.
     fn interleave(rows: &[Self], stride: usize, out: &mut [u32]);
@@ -29,6 +29,7 @@ pub trait Number: Pod + Send + Sync {
 
 impl Number for f32 {
     const PER_WORD: usize = 1;
+    const OPERANDS: Operands = Operands::Floats;
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
@@ -41,13 +42,8 @@ impl Number for f32 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(simd: S, words: &[u32; LANES], _: usize) -> S::F {
-        simd.load(bytemuck::cast_ref(words))
-    }
-
-    #[inline(always)]
-    fn part_of(word: u32, _: usize) -> f32 {
-        f32::from_bits(word)
+    fn add_words<S: Simd>(simd: S, sums: S::F, a: S::W, b: S::W) -> S::F {
+        simd.mul_add(simd.to_floats(a), simd.to_floats(b), sums)
     }
 
     #[inline(always)]
@@ -63,6 +59,7 @@ impl Number for f32 {
 
 impl Number for bf16 {
     const PER_WORD: usize = 2;
+    const OPERANDS: Operands = Operands::Pairs;
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
@@ -79,17 +76,8 @@ impl Number for bf16 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(simd: S, words: &[u32; LANES], part: usize) -> S::F {
-        let mut numbers = [0.0; LANES];
-        for l in 0..LANES {
-            numbers[l] = Self::part_of(words[l], part);
-        }
-        simd.load(&numbers)
-    }
-
-    #[inline(always)]
-    fn part_of(word: u32, part: usize) -> f32 {
-        f32::from_bits(if part == 0 { word << 16 } else { word & 0xFFFF_0000 })
+    fn add_words<S: Simd>(simd: S, sums: S::F, a: S::W, b: S::W) -> S::F {
+        simd.add_pairs(sums, a, b)
     }
 
     #[inline(always)]
@@ -106,14 +94,6 @@ impl Number for bf16 {
             *to = rounded(*from);
         }
     }
-}
-
-/// To the nearest, halves to the even one. What is not a number stays so: the payloads that processors
-/// make do not reach into the upper half.
-#[inline(always)]
-fn rounded(x: f32) -> bf16 {
-    let bits = x.to_bits();
-    bf16::from_bits((bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16)
 }
 
 /// A function of numbers, sixteen at a time. No closure: these are not inlined everywhere, and what is not

@@ -1,7 +1,8 @@
 //! Small products of matrices in words: `out[m][n] (+)= sum over k of left[m][k] right[k][n]`, where a
 //! word of bfloat16 is two neighbours of the sum.
 //!
-//! All sides are multiples of 32 numbers, padded where they are not; on AMX, a word is what a tile wants.
+//! All sides are multiples of 32 numbers, padded where they are not. Of bfloat16, a word is what AMX's
+//! tiles want, and what AVX-512 multiplies at once.
 
 #![allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
 
@@ -9,7 +10,7 @@ use std::array;
 
 use super::numbers::Number;
 use crate::native::lanes::{LANES, Simd};
-use crate::native::tiles::{ReadyTiles, TileProduct};
+use crate::native::tiles::{Product, ReadyTiles, Words};
 
 /// What all sides are multiples of, in numbers.
 pub const UNIT: usize = 32;
@@ -17,42 +18,11 @@ pub const UNIT: usize = 32;
 const ROWS: usize = 4;
 const WIDTH: usize = 2;
 
-/// A matrix of words, or a part of one.
-#[derive(Debug, Clone, Copy)]
-pub struct Words<'a> {
-    pub words: &'a [u32],
-    /// From one row to the next.
-    pub stride: usize,
-}
-
-/// `out`, `[rows][columns]`, becomes or is added `left` times `right`, over `depth` words.
-pub struct Product<'a> {
-    pub left: Words<'a>,
-    pub right: Words<'a>,
-    pub out: &'a mut [f32],
-    pub out_stride: usize,
-    pub rows: usize,
-    pub columns: usize,
-    pub depth: usize,
-    pub adds: bool,
-}
-
 /// Does it, on tiles where there are some and the numbers are bfloat16.
 #[inline(always)]
 pub fn multiply<S: Simd, N: Number>(simd: S, tiles: Option<&ReadyTiles>, product: Product<'_>) {
     match tiles {
-        Some(tiles) if N::PER_WORD == 2 => tiles.multiply(TileProduct {
-            left: product.left.words,
-            left_stride: product.left.stride,
-            right: product.right.words,
-            right_stride: product.right.stride,
-            out: product.out,
-            out_stride: product.out_stride,
-            rows: product.rows,
-            columns: product.columns,
-            depth: product.depth,
-            adds: product.adds,
-        }),
+        Some(tiles) if N::PER_WORD == 2 => tiles.multiply(product),
         _ => on_lanes::<S, N>(simd, product),
     }
 }
@@ -68,16 +38,11 @@ fn on_lanes<S: Simd, N: Number>(simd: S, product: Product<'_>) {
             for k in 0..depth {
                 let words = &right.words[k * right.stride + column..][..WIDTH * LANES];
                 let words = words.as_chunks::<LANES>().0;
-                for part in 0..N::PER_WORD {
-                    let mut numbers = [simd.splat(0.0); WIDTH];
+                for r in 0..ROWS {
+                    let factor = simd.splat_words(lines[r][k]);
                     for w in 0..WIDTH {
-                        numbers[w] = N::part(simd, &words[w], part);
-                    }
-                    for r in 0..ROWS {
-                        let factor = simd.splat(N::part_of(lines[r][k], part));
-                        for w in 0..WIDTH {
-                            sums[r][w] = simd.mul_add(factor, numbers[w], sums[r][w]);
-                        }
+                        let words = simd.load_words(&words[w]);
+                        sums[r][w] = N::add_words(simd, sums[r][w], factor, words);
                     }
                 }
             }

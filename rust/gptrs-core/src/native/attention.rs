@@ -11,7 +11,7 @@ use super::cache::HeadCache;
 use super::lanes::{LANES, Simd, Work};
 use super::math::softmax;
 use super::shared::Columns;
-use super::tile::Stored;
+use super::terms::Stored;
 
 /// Queries that are computed side by side.
 pub const TOGETHER: usize = 4;
@@ -65,7 +65,6 @@ pub struct Room {
 
 impl Work for Attend<'_> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
@@ -239,7 +238,7 @@ impl Attend<'_> {
         queries: [&[f32]; C],
         scores: &mut [f32],
     ) -> usize {
-        let mut blocks = [&[[W::ZERO; LANES]; 0][..]; B];
+        let mut blocks: [&[[W; LANES]]; B] = [&[]; B];
         for b in 0..B {
             let all = &keys[(block + b) * LANES * self.width..][..LANES * self.head_dim];
             blocks[b] = &all.as_chunks::<LANES>().0[..self.head_dim];

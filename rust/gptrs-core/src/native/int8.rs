@@ -15,9 +15,10 @@
 //! same for all rows. Sums within a group are whole numbers, so their order is no matter; groups are added
 //! in order. A lane is a row, so nothing is ever summed across lanes.
 
-use super::lanes::{Found, GROUP, LANES, Simd, Work, dispatch};
+use super::lanes::{Found, GROUP, LANES, Operands, Simd, Work, dispatch};
 use super::math::{filled, largest_of};
 use super::shared::{Columns, Shared};
+use super::tile::AHEAD_BYTES;
 use super::weights::Matrix;
 use crate::Result;
 
@@ -98,7 +99,6 @@ struct PackRow<'a> {
 
 impl Work for PackRow<'_> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -170,7 +170,6 @@ pub struct Quantize<'a> {
 
 impl Work for Quantize<'_> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -199,47 +198,76 @@ pub struct MatMulI8<'a> {
 
 impl Work for MatMulI8<'_> {
     type Output = ();
-    const HAS_BYTES: bool = true;
+
+    const OPERANDS: Operands = Operands::Bytes;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let num_blocks = self.rows.scales.len() / LANES;
-        let mut block = 0;
-        while block < num_blocks {
-            // One input alone takes several blocks at once: a sum's every step waits for the one before.
-            let height = if self.num_inputs == 1 && num_blocks - block >= 4 { 4 } else { 1 };
-            let mut input = 0;
-            while input < self.num_inputs {
-                input += match self.num_inputs - input {
-                    1 if height == 4 => self.meet::<S, 4, 1>(simd, block, input),
-                    1 => self.meet::<S, 1, 1>(simd, block, input),
-                    2 => self.meet::<S, 1, 2>(simd, block, input),
-                    3 | 4 => self.meet::<S, 1, 4>(simd, block, input),
-                    _ => self.meet::<S, 1, 8>(simd, block, input),
-                };
+        match self.num_inputs {
+            // One input alone takes two blocks at once: a sum's every step waits for the one before.
+            1 => self.stream::<S, 2, 1>(simd),
+            2 => self.stream::<S, 2, 2>(simd),
+            3 | 4 => self.stream::<S, 1, 4>(simd),
+            5..=8 => self.stream::<S, 1, 8>(simd),
+            _ => {
+                for block in 0..self.num_blocks() {
+                    let mut input = 0;
+                    while input < self.num_inputs {
+                        let tile = Tile { block, distance: 1, height: 1, input };
+                        input += match self.num_inputs - input {
+                            1..=4 => self.meet::<S, 1, 4>(simd, tile),
+                            _ => self.meet::<S, 1, 8>(simd, tile),
+                        };
+                    }
+                }
             }
-            block += height;
         }
     }
 }
 
+/// Which blocks of rows and which inputs.
+#[derive(Clone, Copy)]
+struct Tile {
+    block: usize,
+    /// From a block to the next. Where it is more than one, each is read from end to end, and memory is
+    /// asked for what comes soon.
+    distance: usize,
+    /// How many of the blocks there are.
+    height: usize,
+    /// The first input.
+    input: usize,
+}
+
 impl MatMulI8<'_> {
+    fn num_blocks(&self) -> usize {
+        self.rows.scales.len() / LANES
+    }
+
+    /// At most C inputs with all blocks, each of which is read once, from end to end; B at a time, which
+    /// are far apart.
+    #[inline(always)]
+    fn stream<S: Simd, const B: usize, const C: usize>(&mut self, simd: S) {
+        let num_blocks = self.num_blocks();
+        let distance = num_blocks.div_ceil(B);
+        for block in 0..distance {
+            let height = (num_blocks - block).div_ceil(distance);
+            let tile = Tile { block, distance, height, input: 0 };
+            self.meet::<S, B, C>(simd, tile);
+        }
+    }
+
     /// C inputs with B blocks of rows: how many inputs there were.
     #[inline(always)]
-    fn meet<S: Simd, const B: usize, const C: usize>(
-        &mut self,
-        simd: S,
-        block: usize,
-        input: usize,
-    ) -> usize {
-        let num_inputs = C.min(self.num_inputs - input);
-        let sums = self.sums::<S, B, C>(simd, block, input, num_inputs);
-        for b in 0..B {
-            let first = (block + b) * LANES;
-            let scales = simd.load(&self.rows.scales.as_chunks::<LANES>().0[block + b]);
+    fn meet<S: Simd, const B: usize, const C: usize>(&mut self, simd: S, tile: Tile) -> usize {
+        let num_inputs = C.min(self.num_inputs - tile.input);
+        let sums = self.sums::<S, B, C>(simd, tile, num_inputs);
+        for b in 0..tile.height {
+            let block = tile.block + b * tile.distance;
+            let first = block * LANES;
+            let scales = simd.load(&self.rows.scales.as_chunks::<LANES>().0[block]);
             let height = LANES.min(self.rows.count - first);
             for (c, sums) in sums.iter().enumerate().take(num_inputs) {
-                let out = &mut self.out.row(input + c)[first..first + height];
+                let out = &mut self.out.row(tile.input + c)[first..first + height];
                 if let Some(out) = out.first_chunk_mut::<LANES>() {
                     simd.store(simd.mul_add(sums[b], scales, simd.load(out)), out);
                 } else {
@@ -252,21 +280,21 @@ impl MatMulI8<'_> {
         num_inputs
     }
 
-    /// B x C sums of sixteen rows each; where there are fewer inputs, the last counts several times.
+    /// B x C sums of sixteen rows each; where there are fewer, the last counts several times.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
     fn sums<S: Simd, const B: usize, const C: usize>(
         &self,
         simd: S,
-        block: usize,
-        input: usize,
+        Tile { block, distance, height, input }: Tile,
         num_inputs: usize,
     ) -> [[S::F; B]; C] {
         let Quantized { bytes, starts, scales, padded } = self.inputs;
         let count = padded / GROUP;
         let mut blocks = [&[[[0_u8; GROUP]; LANES]; 0][..]; B];
         for b in 0..B {
-            let rows = &self.rows.bytes[(block + b) * LANES * padded..][..LANES * padded];
+            let at = block + b.min(height - 1) * distance;
+            let rows = &self.rows.bytes[at * LANES * padded..][..LANES * padded];
             blocks[b] = &rows.as_chunks::<GROUP>().0.as_chunks::<LANES>().0[..count];
         }
         let mut inputs = [&[[[0_i8; 4]; LANES]; 0][..]; C];
@@ -284,6 +312,9 @@ impl MatMulI8<'_> {
             for q in 0..LANES {
                 for b in 0..B {
                     let weights = &blocks[b][k][q];
+                    if distance > 1 {
+                        simd.prefetch(weights.as_ptr().wrapping_add(AHEAD_BYTES));
+                    }
                     for c in 0..C {
                         whole[c][b] = simd.add_products(whole[c][b], weights, inputs[c][k][q]);
                     }

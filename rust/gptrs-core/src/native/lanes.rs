@@ -31,6 +31,8 @@ pub fn padded(count: usize) -> usize {
 pub enum Kernels {
     /// As `Avx512`, and tiles of bytes and of bfloat16 by AMX.
     Amx,
+    /// As `Avx512`, and pairs of bfloat16, whose products are added at once.
+    Avx512Bf16,
     /// x86-64 with AVX-512 F and VL; with VNNI, where bytes are multiplied, or else AVX2 does that.
     Avx512,
     /// x86-64 with AVX2 and FMA.
@@ -57,6 +59,7 @@ impl Kernels {
     pub fn name(self) -> &'static str {
         match self {
             Self::Amx => "amx",
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
@@ -78,14 +81,30 @@ impl Found {
     pub fn tiles(self) -> Option<Tiles> {
         if self.0 == Kernels::Amx { Tiles::find() } else { None }
     }
+
+    /// Whether it multiplies pairs of bfloat16 at once.
+    pub fn has_pairs(self) -> bool {
+        self.0 == Kernels::Avx512Bf16
+    }
+}
+
+/// What some work multiplies that not every version multiplies alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operands {
+    /// None of the following.
+    Floats,
+    /// `Simd::add_products`.
+    Bytes,
+    /// `Words::add_pairs`.
+    Pairs,
 }
 
 /// Something to be compiled for each kind of processor.
 pub trait Work {
     /// What it gives.
     type Output;
-    /// Whether it calls `add_products`.
-    const HAS_BYTES: bool;
+    /// What it multiplies.
+    const OPERANDS: Operands = Operands::Floats;
     /// Does it. To be marked `#[inline(always)]`, with all that it calls.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }

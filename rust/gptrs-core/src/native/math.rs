@@ -2,6 +2,8 @@
 
 use std::f32::consts::LOG2_E;
 
+use half::bf16;
+
 use super::lanes::{LANES, Simd, Work};
 
 /// ln(2) in two parts, of which the first has few digits, 355 / 512: n times it is exact.
@@ -36,7 +38,6 @@ pub struct LayerNorm<'a> {
 
 impl Work for LayerNorm<'_> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -97,13 +98,37 @@ pub fn filled<T: Copy, const N: usize>(tail: &[T], filler: T) -> [T; N] {
     lanes
 }
 
+/// To the nearest, halves to the even one. What is not a number stays so: the payloads that processors
+/// make do not reach into the upper half.
+#[inline(always)]
+pub fn rounded(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    bf16::from_bits((bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16)
+}
+
+/// Numbers to bfloat16.
+pub struct Round<'a> {
+    pub x: &'a [f32],
+    pub out: &'a mut [bf16],
+}
+
+impl Work for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (out, &x) in self.out.iter_mut().zip(self.x) {
+            *out = rounded(x);
+        }
+    }
+}
+
 /// The book's GELU, in place: `x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))`, which is
 /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 pub struct Gelu<'a>(pub &'a mut [f32]);
 
 impl Work for Gelu<'_> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

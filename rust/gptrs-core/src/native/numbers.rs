@@ -117,14 +117,6 @@ pub(super) enum Floats<'a> {
 }
 
 impl<'a> Floats<'a> {
-    /// How many.
-    pub fn len(self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-
     /// `len` of them.
     pub fn part(self, start: usize, len: usize) -> Self {
         match self {

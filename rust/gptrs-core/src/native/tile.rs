@@ -14,15 +14,22 @@
 
 use half::bf16;
 
-use super::lanes::{LANES, Simd, Work};
+use super::lanes::{LANES, Operands, Simd, Work};
 use super::math::filled;
 use super::numbers::Floats;
 use super::shared::Columns;
+use super::terms::{Chunk, InputOf, Pairs, RowOf, Singles, Terms};
 
 /// How long a sum is before it is added to the others: inputs of this length stay in L1.
 const MOST_COLUMNS: usize = 1024;
 /// Rows that stay in L2 while inputs pass by: at most 256 KiB.
 const BLOCK_ROWS: usize = 64;
+/// Rows of a tile where they do.
+const HEIGHT: usize = 4;
+/// How far ahead of what is read the memory is asked.
+pub const AHEAD_BYTES: usize = 512;
+/// The most inputs that every row meets before the next.
+const MOST_STREAMED: usize = 32;
 /// The most inputs of a tile.
 const MOST_INPUTS: usize = 6;
 /// From so many inputs on, bfloat16 rows are widened once for all of them.
@@ -43,35 +50,48 @@ pub struct MatMul<'a> {
 
 impl Work for MatMul<'_> {
     type Output = ();
-    const HAS_BYTES: bool = false;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { rows, columns, inputs, num_inputs, mut out, room } = self;
-        // Few inputs stay in L1 anyway: then rows are read once, from end to end.
-        let height = if num_inputs > MOST_INPUTS { BLOCK_ROWS } else { MOST_HEIGHT };
-        let inputs = Inputs { all: inputs, columns, count: num_inputs };
         match rows {
             Floats::Bf16(rows) if num_inputs < WIDENED_FROM => {
-                for (number, rows) in rows.chunks(height * columns).enumerate() {
-                    inputs.pass_by(simd, rows, number * height, &mut out);
+                let inputs = Inputs::<Singles<bf16>> { all: inputs, columns, count: num_inputs };
+                inputs.meet_all(simd, rows, &mut out);
+            }
+            Floats::Bf16(rows) => {
+                let inputs = Inputs::<Singles<f32>> { all: inputs, columns, count: num_inputs };
+                for (number, rows) in rows.chunks(BLOCK_ROWS * columns).enumerate() {
+                    inputs.pass_by(simd, widen(simd, rows, room), number * BLOCK_ROWS, &mut out);
                 }
             }
-            // Whatever is stored, in float32 there is one version to be compiled.
-            _ => {
-                let num_rows = rows.len() / columns;
-                let mut first = 0;
-                while first < num_rows {
-                    let count = height.min(num_rows - first);
-                    let block = match rows.part(first * columns, count * columns) {
-                        Floats::F32(block) => block,
-                        Floats::Bf16(block) => widen(simd, block, room),
-                    };
-                    inputs.pass_by(simd, block, first, &mut out);
-                    first += count;
-                }
+            Floats::F32(rows) => {
+                let inputs = Inputs::<Singles<f32>> { all: inputs, columns, count: num_inputs };
+                inputs.meet_all(simd, rows, &mut out);
             }
         }
+    }
+}
+
+/// The same in bfloat16, with inputs that are rounded to it.
+pub struct MatMulPairs<'a> {
+    pub rows: &'a [bf16],
+    pub columns: usize,
+    pub inputs: &'a [bf16],
+    pub num_inputs: usize,
+    pub out: Columns<'a>,
+}
+
+impl Work for MatMulPairs<'_> {
+    type Output = ();
+
+    const OPERANDS: Operands = Operands::Pairs;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, columns, inputs, num_inputs, mut out } = self;
+        let inputs = Inputs::<Pairs> { all: inputs, columns, count: num_inputs };
+        inputs.meet_all(simd, rows, &mut out);
     }
 }
 
@@ -84,154 +104,159 @@ fn widen<'a, S: Simd>(simd: S, stored: &[bf16], room: &'a mut Vec<f32>) -> &'a [
     &room[..stored.len()]
 }
 
-/// A stored number.
-pub trait Stored: Copy {
-    const ZERO: Self;
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
-}
-
-impl Stored for f32 {
-    const ZERO: Self = 0.0;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
-        simd.load(from)
-    }
-}
-
-impl Stored for bf16 {
-    const ZERO: Self = bf16::ZERO;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
-        simd.load_bf16(from)
-    }
-}
-
 /// Inputs, row behind row.
-#[derive(Clone, Copy)]
-struct Inputs<'a> {
-    all: &'a [f32],
+struct Inputs<'a, T: Terms> {
+    all: &'a [InputOf<T>],
     columns: usize,
     count: usize,
 }
 
-impl Inputs<'_> {
-    /// Multiplies all of them with a block of rows; the sums go to the columns from `place` on.
+impl<T: Terms> Inputs<'_, T> {
+    /// Multiplies all of them with all rows.
     #[inline(always)]
-    fn pass_by<S: Simd, W: Stored>(
-        &self,
-        simd: S,
-        rows: &[W],
-        place: usize,
-        out: &mut Columns<'_>,
-    ) {
-        let mut from = 0;
-        while from < self.columns {
-            let span = from..self.columns.min(from + MOST_COLUMNS);
-            let mut input = 0;
-            while input < self.count {
-                let group = Group { inputs: *self, input, span: span.clone() };
-                // What is left over is computed twice rather than compiled for every number.
-                input += match self.count - input {
-                    // So many streams at once keep the memory busy.
-                    1 if size_of::<W>() == 4 => group.meet::<S, W, 4, 1>(simd, rows, place, out),
-                    1 => group.meet::<S, W, MOST_HEIGHT, 1>(simd, rows, place, out),
-                    2 => group.meet::<S, W, 4, 2>(simd, rows, place, out),
-                    3 | 4 | 7 | 8 => group.meet::<S, W, 4, 4>(simd, rows, place, out),
-                    _ => group.meet::<S, W, 4, MOST_INPUTS>(simd, rows, place, out),
-                };
-            }
-            from = span.end;
-        }
-    }
-}
-
-/// The most rows of a tile.
-const MOST_HEIGHT: usize = 8;
-
-/// Inputs that share a tile, over a span of columns.
-struct Group<'a> {
-    inputs: Inputs<'a>,
-    input: usize,
-    span: std::ops::Range<usize>,
-}
-
-impl Group<'_> {
-    /// C inputs with all rows, R at a time: how many inputs there were.
-    #[inline(always)]
-    fn meet<S: Simd, W: Stored, const R: usize, const C: usize>(
-        &self,
-        simd: S,
-        rows: &[W],
-        place: usize,
-        out: &mut Columns<'_>,
-    ) -> usize {
-        let (columns, span) = (self.inputs.columns, &self.span);
-        let num_rows = rows.len() / columns;
-        let num_inputs = C.min(self.inputs.count - self.input);
-        // To where the next tile of these rows begins, or that of the next rows.
-        let ahead = if span.end < columns { span.len() } else { R * columns - span.start };
-        let mut inputs = [&self.inputs.all[..0]; C];
-        for (c, part) in inputs.iter_mut().enumerate() {
-            let start = (self.input + c.min(num_inputs - 1)) * columns;
-            *part = &self.inputs.all[start + span.start..start + span.end];
-        }
-        for row in (0..num_rows).step_by(R) {
-            let height = R.min(num_rows - row);
-            let mut tiled = [&rows[..0]; R];
-            for (r, part) in tiled.iter_mut().enumerate() {
-                let start = (row + r.min(height - 1)) * columns;
-                *part = &rows[start + span.start..start + span.end];
-            }
-            let sums = tile::<S, W, R, C>(simd, tiled, inputs, ahead);
-            for (c, sums) in sums.iter().enumerate().take(num_inputs) {
-                let out = &mut out.row(self.input + c)[place + row..place + row + height];
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out += sum;
+    fn meet_all<S: Simd>(&self, simd: S, rows: &[RowOf<T>], out: &mut Columns<'_>) {
+        match self.count {
+            1 => self.stream::<S, 4, 1>(simd, rows, out),
+            2 => self.stream::<S, 4, 2>(simd, rows, out),
+            3 | 4 => self.stream::<S, 4, 4>(simd, rows, out),
+            5..=MOST_STREAMED => self.stream::<S, 3, 8>(simd, rows, out),
+            _ => {
+                for (number, rows) in rows.chunks(BLOCK_ROWS * self.columns).enumerate() {
+                    self.pass_by(simd, rows, number * BLOCK_ROWS, out);
                 }
             }
         }
-        num_inputs
+    }
+
+    /// At most C of them with all rows, each of which is read once, from end to end. Rows of a tile are
+    /// far apart: memory is quicker where it is read in several places at once, each as it lies.
+    #[inline(always)]
+    fn stream<S: Simd, const R: usize, const C: usize>(
+        &self,
+        simd: S,
+        rows: &[RowOf<T>],
+        out: &mut Columns<'_>,
+    ) {
+        let num_rows = rows.len() / self.columns;
+        let distance = num_rows.div_ceil(R);
+        for row in 0..distance {
+            let height = (num_rows - row).div_ceil(distance);
+            for input in (0..self.count).step_by(C) {
+                for from in (0..self.columns).step_by(MOST_COLUMNS) {
+                    let tile = Tile { row, distance, height, from, input };
+                    self.meet::<S, R, C>(simd, rows, tile, 0, out);
+                }
+            }
+        }
+    }
+
+    /// Multiplies all of them with a block of rows; the sums go to the columns from `place` on.
+    #[inline(always)]
+    fn pass_by<S: Simd>(&self, simd: S, rows: &[RowOf<T>], place: usize, out: &mut Columns<'_>) {
+        let num_rows = rows.len() / self.columns;
+        for from in (0..self.columns).step_by(MOST_COLUMNS) {
+            let mut input = 0;
+            while input < self.count {
+                // What is left over is computed twice rather than compiled for every number.
+                let is_four = matches!(self.count - input, 1..=4 | 7 | 8);
+                for row in (0..num_rows).step_by(HEIGHT) {
+                    let height = HEIGHT.min(num_rows - row);
+                    let tile = Tile { row, distance: 1, height, from, input };
+                    if is_four {
+                        self.meet::<S, HEIGHT, 4>(simd, rows, tile, place, out);
+                    } else {
+                        self.meet::<S, HEIGHT, MOST_INPUTS>(simd, rows, tile, place, out);
+                    }
+                }
+                input += if is_four { 4 } else { MOST_INPUTS };
+            }
+        }
+    }
+
+    /// The sums of a tile, added to their places.
+    #[inline(always)]
+    fn meet<S: Simd, const R: usize, const C: usize>(
+        &self,
+        simd: S,
+        rows: &[RowOf<T>],
+        Tile { row, distance, height, from, input }: Tile,
+        place: usize,
+        out: &mut Columns<'_>,
+    ) {
+        let (columns, span) = (self.columns, from..self.columns.min(from + MOST_COLUMNS));
+        let num_inputs = C.min(self.count - input);
+        let mut inputs = [&self.all[..0]; C];
+        for (c, part) in inputs.iter_mut().enumerate() {
+            let start = (input + c.min(num_inputs - 1)) * columns;
+            *part = &self.all[start + span.start..start + span.end];
+        }
+        let mut tiled = [&rows[..0]; R];
+        for (r, part) in tiled.iter_mut().enumerate() {
+            let start = (row + r.min(height - 1) * distance) * columns;
+            *part = &rows[start + span.start..start + span.end];
+        }
+        let sums = tile::<S, T, R, C>(simd, tiled, inputs, distance > 1);
+        for (c, sums) in sums.iter().enumerate().take(num_inputs) {
+            let out = out.row(input + c);
+            for (r, sum) in sums.iter().enumerate().take(height) {
+                out[place + row + r * distance] += sum;
+            }
+        }
     }
 }
 
-/// R x C sums of equally long rows and inputs; the memory is asked for what lies `ahead` of the rows.
+/// Which rows, columns and inputs.
+#[derive(Clone, Copy)]
+struct Tile {
+    row: usize,
+    /// From a row to the next. Where it is more than one, each is read from end to end, and memory is asked
+    /// for what comes soon.
+    distance: usize,
+    /// How many of the rows there are.
+    height: usize,
+    /// The first column.
+    from: usize,
+    /// The first input.
+    input: usize,
+}
+
+/// R x C sums of equally long rows and inputs. Where it looks ahead, memory is asked for what comes soon.
 #[inline(always)]
-fn tile<S: Simd, W: Stored, const R: usize, const C: usize>(
+fn tile<S: Simd, T: Terms, const R: usize, const C: usize>(
     simd: S,
-    rows: [&[W]; R],
-    inputs: [&[f32]; C],
-    ahead: usize,
+    rows: [&[RowOf<T>]; R],
+    inputs: [&[InputOf<T>]; C],
+    looks_ahead: bool,
 ) -> [[f32; R]; C] {
+    let ahead = AHEAD_BYTES / size_of::<RowOf<T>>();
     let len = inputs[0].len();
-    let count = len / LANES;
-    let mut row_chunks = [&[[W::ZERO; LANES]; 0][..]; R];
-    for r in 0..R {
-        row_chunks[r] = &rows[r].as_chunks::<LANES>().0[..count];
+    let (count, width) = (len / T::Row::LEN, T::Row::LEN);
+    let mut row_chunks = [&T::Row::whole(rows[0])[..count]; R];
+    for r in 1..R {
+        row_chunks[r] = &T::Row::whole(rows[r])[..count];
     }
-    let mut input_chunks = [&[[0.0; LANES]; 0][..]; C];
-    for c in 0..C {
-        input_chunks[c] = &inputs[c].as_chunks::<LANES>().0[..count];
+    let mut input_chunks = [&T::Input::whole(inputs[0])[..count]; C];
+    for c in 1..C {
+        input_chunks[c] = &T::Input::whole(inputs[c])[..count];
     }
     let mut sums = [[simd.splat(0.0); R]; C];
     for k in 0..count {
-        let mut stored = [simd.splat(0.0); R];
+        let mut loaded = [T::row(simd, &row_chunks[0][k]); R];
         for r in 0..R {
-            if C == 1 {
-                simd.prefetch(rows[r].as_ptr().wrapping_add(ahead + k * LANES));
+            if looks_ahead {
+                simd.prefetch(rows[r].as_ptr().wrapping_add(ahead + k * width));
             }
-            stored[r] = W::load(simd, &row_chunks[r][k]);
+            loaded[r] = T::row(simd, &row_chunks[r][k]);
         }
         for c in 0..C {
-            let input = simd.load(&input_chunks[c][k]);
+            let input = T::input(simd, &input_chunks[c][k]);
             for r in 0..R {
-                sums[c][r] = simd.mul_add(stored[r], input, sums[c][r]);
+                sums[c][r] = T::add(simd, sums[c][r], loaded[r], input);
             }
         }
     }
-    if !len.is_multiple_of(LANES) {
-        add_tails(simd, &rows, &inputs, count * LANES, &mut sums);
+    if !len.is_multiple_of(width) {
+        add_tails::<S, T, R, C>(simd, &rows, &inputs, count * width, &mut sums);
     }
     let mut out = [[0.0; R]; C];
     for c in 0..C {
@@ -242,21 +267,21 @@ fn tile<S: Simd, W: Stored, const R: usize, const C: usize>(
 
 /// What is left over of rows that are not whole lanes.
 #[inline(always)]
-fn add_tails<S: Simd, W: Stored, const R: usize, const C: usize>(
+fn add_tails<S: Simd, T: Terms, const R: usize, const C: usize>(
     simd: S,
-    rows: &[&[W]; R],
-    inputs: &[&[f32]; C],
+    rows: &[&[RowOf<T>]; R],
+    inputs: &[&[InputOf<T>]; C],
     from: usize,
     sums: &mut [[S::F; R]; C],
 ) {
-    let mut stored = [simd.splat(0.0); R];
-    for r in 0..R {
-        stored[r] = W::load(simd, &filled(&rows[r][from..], W::ZERO));
+    let mut loaded = [T::row(simd, &T::Row::last(&rows[0][from..])); R];
+    for r in 1..R {
+        loaded[r] = T::row(simd, &T::Row::last(&rows[r][from..]));
     }
     for c in 0..C {
-        let input = simd.load(&filled(&inputs[c][from..], 0.0));
+        let input = T::input(simd, &T::Input::last(&inputs[c][from..]));
         for r in 0..R {
-            sums[c][r] = simd.mul_add(stored[r], input, sums[c][r]);
+            sums[c][r] = T::add(simd, sums[c][r], loaded[r], input);
         }
     }
 }

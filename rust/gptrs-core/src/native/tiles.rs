@@ -52,19 +52,24 @@ pub struct MatMulBf16<'a> {
     pub out: Columns<'a>,
 }
 
-/// `out[m][n] (+)= sum over k of left[m][k] right[k][n]`, in words of two bfloat16 that are neighbours in
-/// the sum. Rows and columns come in 32, the depth in 16 words.
-pub struct TileProduct<'a> {
-    pub left: &'a [u32],
-    /// Words from one row to the next.
-    pub left_stride: usize,
-    pub right: &'a [u32],
-    pub right_stride: usize,
+/// A matrix of words, or a part of one: each is one float32, or two bfloat16 that are neighbours in a sum.
+#[derive(Debug, Clone, Copy)]
+pub struct Words<'a> {
+    pub words: &'a [u32],
+    /// From one row to the next.
+    pub stride: usize,
+}
+
+/// `out`, `[rows][columns]`, becomes or is added `left` times `right`, over `depth` words.
+///
+/// Rows and columns come in 32, the depth in 16 words.
+pub struct Product<'a> {
+    pub left: Words<'a>,
+    pub right: Words<'a>,
     pub out: &'a mut [f32],
     pub out_stride: usize,
     pub rows: usize,
     pub columns: usize,
     pub depth: usize,
-    /// Whether `out` is added to.
     pub adds: bool,
 }

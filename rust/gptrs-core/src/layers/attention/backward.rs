@@ -2,11 +2,12 @@
 
 use super::super::dropout::DECIDED;
 use super::super::numbers::Number;
-use super::super::product::{Product, UNIT, Words, transpose};
+use super::super::product::{UNIT, transpose};
 use super::{Head, Room, Rows, scatter, sized};
-use crate::native::lanes::{LANES, Simd, Work};
+use crate::native::lanes::{LANES, Operands, Simd, Work};
 use crate::native::math::{exp, filled};
 use crate::native::shared::Columns;
+use crate::native::tiles::{Product, Words};
 
 /// Queries whose weights are kept for dK and dV: with 1,024 keys, 1 MB in bfloat16.
 const KEPT_QUERIES: usize = 256;
@@ -46,7 +47,8 @@ struct Rounds<'a> {
 
 impl<N: Number> Work for Backward<'_, N> {
     type Output = ();
-    const HAS_BYTES: bool = false;
+
+    const OPERANDS: Operands = N::OPERANDS;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

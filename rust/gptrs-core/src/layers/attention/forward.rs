@@ -2,11 +2,12 @@
 
 use super::super::dropout::DECIDED;
 use super::super::numbers::Number;
-use super::super::product::{Product, UNIT, Words};
+use super::super::product::UNIT;
 use super::{Head, Room, Rows, scatter, sized};
-use crate::native::lanes::{LANES, Simd, Work};
+use crate::native::lanes::{LANES, Operands, Simd, Work};
 use crate::native::math::{exp, largest_of};
 use crate::native::shared::Columns;
+use crate::native::tiles::{Product, Words};
 
 /// One head.
 pub(super) struct Forward<'a, N> {
@@ -20,7 +21,8 @@ pub(super) struct Forward<'a, N> {
 
 impl<N: Number> Work for Forward<'_, N> {
     type Output = ();
-    const HAS_BYTES: bool = false;
+
+    const OPERANDS: Operands = N::OPERANDS;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

@@ -9,9 +9,12 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::super::int8::Quantize;
 use super::super::lanes::{GROUP, dispatch};
-use super::super::math::LayerNorm;
+use super::super::math::{LayerNorm, Round};
+use super::super::numbers::FloatType;
 use super::super::shared::Shared;
 use super::super::tiles::{self, SIDE};
 use super::super::weights::{Linear, Norm};
@@ -31,10 +34,11 @@ pub(super) enum From {
     Hidden,
 }
 
-/// What a product is given: normed, in eight bits where the weights are, and packed for tiles.
+/// What a product is given: normed, in eight bits where the weights are, and packed for tiles or rounded.
 #[derive(Debug)]
 pub(super) struct Inputs {
     pub(super) normed: Shared<f32>,
+    pub(super) rounded: Shared<bf16>,
     pub(super) pairs: Shared<u32>,
     pub(super) bytes: Shared<i8>,
     pub(super) starts: Shared<i32>,
@@ -47,10 +51,12 @@ impl Inputs {
         // Tiles take sixteen, whether all of them are meant or not.
         let tiled = rows.next_multiple_of(SIDE);
         let padded = if is_int8 { tiled * widest.next_multiple_of(GROUP) } else { 0 };
-        let pairs = if is_int8 { 0 } else { tiled * widest / 2 };
+        let numbers = if is_int8 { 0 } else { tiled * widest };
         Ok(Self {
             normed: Shared::new(rows * emb_dim, what)?,
-            pairs: Shared::new(pairs, what)?,
+            // One of the two, as the processor has it: the other takes no memory.
+            rounded: Shared::new(numbers, what)?,
+            pairs: Shared::new(numbers / 2, what)?,
             bytes: Shared::new(padded, what)?,
             starts: Shared::new(padded / GROUP, what)?,
             scales: Shared::new(padded / GROUP, what)?,
@@ -64,6 +70,13 @@ impl Hand<'_> {
         self.tiles.is_some() && self.model.packed.is_none() && tiles::fit(&linear.weight)
     }
 
+    /// Whether a matrix is multiplied with rounded inputs, two at once.
+    pub(super) fn is_paired(&self, linear: &Linear) -> bool {
+        self.model.found.has_pairs()
+            && self.model.packed.is_none()
+            && linear.weight.numbers.dtype() == FloatType::Bf16
+    }
+
     /// Makes the inputs of some layers ready: normed, and in the form that their products take.
     ///
     /// Of few, every thread does so for itself.
@@ -71,8 +84,9 @@ impl Hand<'_> {
         let width = layers[0].weight.columns;
         let is_int8 = self.model.packed.is_some();
         let is_tiled = layers.iter().any(|layer| self.is_tiled(layer));
+        let is_paired = layers.iter().any(|layer| self.is_paired(layer));
         self.is_few = self.num_rows <= if is_tiled { FEW_PACKED_ROWS } else { FEW_ROWS };
-        if norm.is_none() && !is_int8 && !is_tiled {
+        if norm.is_none() && !is_int8 && !is_tiled && !is_paired {
             return;
         }
         let unit = if is_tiled { SIDE } else { 1 };
@@ -85,6 +99,8 @@ impl Hand<'_> {
             self.quantize(from, width, rows);
         } else if is_tiled {
             self.pack(from, width, rows);
+        } else if is_paired {
+            self.round(from, width, rows);
         }
         if !self.is_few {
             self.worker.wait();
@@ -146,6 +162,18 @@ impl Hand<'_> {
             };
             dispatch(self.model.found, job);
         }
+    }
+
+    fn round(&self, from: From, width: usize, rows: Range<usize>) {
+        // SAFETY: these rows are this thread's until the barrier; so were their floats, or they were
+        // written before the last.
+        let job = unsafe {
+            Round {
+                x: self.floats(from, width, rows.clone()),
+                out: self.inputs().rounded.write(rows.start * width..rows.end * width),
+            }
+        };
+        dispatch(self.model.found, job);
     }
 
     fn pack(&self, from: From, width: usize, rows: Range<usize>) {

@@ -13,7 +13,7 @@ use super::super::int8::{MatMulI8, Packed, PackedRows, Quantized};
 use super::super::lanes::{GROUP, dispatch};
 use super::super::numbers::{Floats, Numbers};
 use super::super::shared::{Columns, Shared};
-use super::super::tile::MatMul;
+use super::super::tile::{MatMul, MatMulPairs};
 use super::super::tiles::{MatMulBf16, SIDE};
 use super::super::weights::Linear;
 use super::inputs::From;
@@ -64,6 +64,14 @@ impl Hand<'_> {
             (None, Floats::Bf16(matrix)) if self.is_tiled(linear) => {
                 self.multiply_tiled(matrix, mine.clone(), linear, out);
             }
+            (None, Floats::Bf16(matrix)) if self.is_paired(linear) => {
+                let columns = linear.weight.columns;
+                self.multiply_pairs(
+                    &matrix[mine.start * columns..mine.end * columns],
+                    columns,
+                    out,
+                );
+            }
             (None, rows) => {
                 let columns = linear.weight.columns;
                 let rows = rows.part(mine.start * columns, mine.len() * columns);
@@ -96,6 +104,14 @@ impl Hand<'_> {
         // SAFETY: `prepare` has written them, and nobody does before the next barrier.
         let inputs = unsafe { self.inputs().pairs.read(0..end) };
         tiles.multiply_bf16(MatMulBf16 { matrix, columns, rows, inputs, num_inputs, out });
+    }
+
+    fn multiply_pairs(&self, rows: &[bf16], columns: usize, out: Columns<'_>) {
+        let num_inputs = self.num_rows;
+        // SAFETY: `prepare` has written them, and nobody does before the next barrier.
+        let inputs = unsafe { self.inputs().rounded.read(0..num_inputs * columns) };
+        let job = MatMulPairs { rows, columns, inputs, num_inputs, out };
+        dispatch(self.model.found, job);
     }
 
     fn multiply_i8(&self, rows: PackedRows<'_>, linear: &Linear, out: Columns<'_>) {

@@ -2,7 +2,12 @@
 
 #![allow(clippy::needless_range_loop, reason = "loops over lanes, which iterators hide")]
 
+use half::bf16;
+
 use super::{LANES, Portable};
+
+/// The upper half of a word.
+pub(super) const HIGH: u32 = 0xFFFF_0000;
 
 /// The operations on words; a value exists only where the processor has the instructions.
 pub trait Words: Copy {
@@ -13,6 +18,8 @@ pub trait Words: Copy {
 
     fn splat_words(self, word: u32) -> Self::W;
     fn load_words(self, from: &[u32; LANES]) -> Self::W;
+    /// Two neighbours make a word.
+    fn load_pairs(self, from: &[bf16; 2 * LANES]) -> Self::W;
     fn store_words(self, words: Self::W, to: &mut [u32; LANES]);
     fn xor(self, a: Self::W, b: Self::W) -> Self::W;
     /// The upper and the lower halves of the products.
@@ -23,6 +30,8 @@ pub trait Words: Copy {
     fn to_words(self, floats: Self::F) -> Self::W;
     /// The floats that have these bits.
     fn to_floats(self, words: Self::W) -> Self::F;
+    /// Adds to each lane the products of two words' halves, which are bfloat16.
+    fn add_pairs(self, sums: Self::F, a: Self::W, b: Self::W) -> Self::F;
     /// Rows become columns.
     fn transpose(self, rows: [Self::W; LANES]) -> [Self::W; LANES];
 }
@@ -39,6 +48,16 @@ impl Words for Portable {
     #[inline(always)]
     fn load_words(self, from: &[u32; LANES]) -> Self::W {
         *from
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[bf16; 2 * LANES]) -> Self::W {
+        let mut words = [0; LANES];
+        for l in 0..LANES {
+            words[l] =
+                u32::from(from[2 * l].to_bits()) | u32::from(from[2 * l + 1].to_bits()) << 16;
+        }
+        words
     }
 
     #[inline(always)]
@@ -84,6 +103,16 @@ impl Words for Portable {
     #[inline(always)]
     fn to_floats(self, words: Self::W) -> Self::F {
         words.map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, mut sums: Self::F, a: Self::W, b: Self::W) -> Self::F {
+        let float = f32::from_bits;
+        for l in 0..LANES {
+            sums[l] += float(a[l] << 16) * float(b[l] << 16);
+            sums[l] += float(a[l] & HIGH) * float(b[l] & HIGH);
+        }
+        sums
     }
 
     #[inline(always)]

@@ -25,7 +25,7 @@ use std::arch::x86_64::{
 use half::bf16;
 
 use super::super::tiles::Tiles;
-use super::{Found, GROUP, Kernels, LANES, Portable, Simd, Work};
+use super::{Found, GROUP, Kernels, LANES, Operands, Portable, Simd, Work};
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -35,23 +35,32 @@ pub fn available() -> impl Iterator<Item = Kernels> {
     let avx512 =
         avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
     let amx = avx512 && Tiles::find().is_some();
-    let kinds = [(amx, Kernels::Amx), (avx512, Kernels::Avx512), (avx2, Kernels::Avx2)];
+    let kinds = [
+        (amx, Kernels::Amx),
+        (avx512 && is_x86_feature_detected!("avx512bf16"), Kernels::Avx512Bf16),
+        (avx512, Kernels::Avx512),
+        (avx2, Kernels::Avx2),
+    ];
     kinds.into_iter().filter_map(|(is, kernels)| is.then_some(kernels))
 }
 
 pub fn dispatch<W: Work>(Found(kernels): Found, work: W) -> W::Output {
-    match kernels {
-        Kernels::Portable => work.run(Portable),
-        Kernels::Amx | Kernels::Avx512
-            if W::HAS_BYTES && is_x86_feature_detected!("avx512vnni") =>
+    match (kernels, W::OPERANDS) {
+        (Kernels::Portable, _) => work.run(Portable),
+        (Kernels::Amx | Kernels::Avx512Bf16 | Kernels::Avx512, Operands::Bytes)
+            if is_x86_feature_detected!("avx512vnni") =>
         {
             // SAFETY: it was just found, and `Kernels::found` alone makes what says AVX-512 or AMX.
             unsafe { run_vnni(work) }
         }
         // SAFETY: `Kernels::found` alone makes what says that the processor has these instructions.
-        Kernels::Amx | Kernels::Avx512 if !W::HAS_BYTES => unsafe { run_avx512(work) },
-        // SAFETY: as above; who has AVX-512 has these, too.
-        Kernels::Avx2 | Kernels::Avx512 | Kernels::Amx => unsafe { run_avx2(work) },
+        (Kernels::Avx512Bf16, Operands::Pairs) => unsafe { run_bf16(work) },
+        (Kernels::Avx2, _) | (_, Operands::Bytes) => {
+            // SAFETY: as above; who has AVX-512 has these, too.
+            unsafe { run_avx2(work) }
+        }
+        // SAFETY: as above.
+        (Kernels::Amx | Kernels::Avx512Bf16 | Kernels::Avx512, _) => unsafe { run_avx512(work) },
     }
 }
 
@@ -63,12 +72,17 @@ fn run_avx2<W: Work>(work: W) -> W::Output {
 // Without VL the compiler leaves half of the registers unused, which costs half of the speed.
 #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
 fn run_avx512<W: Work>(work: W) -> W::Output {
-    work.run(Avx512(()))
+    work.run(Avx512::<false>(()))
 }
 
 #[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512vnni")]
 fn run_vnni<W: Work>(work: W) -> W::Output {
-    work.run(Avx512(()))
+    work.run(Avx512::<false>(()))
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bf16")]
+fn run_bf16<W: Work>(work: W) -> W::Output {
+    work.run(Avx512::<true>(()))
 }
 
 /// Made by `run_avx2` alone.
@@ -247,12 +261,13 @@ impl Simd for Avx2 {
     }
 }
 
-/// Made by `run_avx512` and `run_vnni` alone: by the latter for all work with bytes.
+/// Made by `run_avx512`, `run_vnni` and `run_bf16` alone: by the second for all work with bytes, and with
+/// pairs by the last.
 #[derive(Clone, Copy)]
-struct Avx512(());
+struct Avx512<const HAS_PAIRS: bool>(());
 
 // SAFETY of all below: as above.
-impl Simd for Avx512 {
+impl<const HAS_PAIRS: bool> Simd for Avx512<HAS_PAIRS> {
     type I = __m512i;
 
     #[inline(always)]

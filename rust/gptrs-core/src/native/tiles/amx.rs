@@ -19,7 +19,7 @@ use super::super::int8::{BLOCK_GROUP, MatMulI8, Quantized};
 use super::super::lanes::GROUP;
 use super::super::lanes::x86::words::transposed;
 use super::super::shared::Columns;
-use super::{DEPTH, MatMulBf16, SIDE, TileProduct};
+use super::{DEPTH, MatMulBf16, Product, SIDE};
 
 /// Bytes from one row of a packed tile to the next.
 const LINE: usize = 64;
@@ -142,17 +142,16 @@ impl ReadyTiles {
     }
 
     /// Does it.
-    pub fn multiply(&self, mut product: TileProduct<'_>) {
-        let TileProduct { rows, columns, depth, left_stride, right_stride, out_stride, .. } =
-            product;
+    pub fn multiply(&self, mut product: Product<'_>) {
+        let Product { left, right, rows, columns, depth, out_stride, .. } = product;
         if rows == 0 || columns == 0 || depth == 0 {
             return;
         }
         assert!(rows.is_multiple_of(2 * SIDE) && columns.is_multiple_of(2 * SIDE));
         assert!(depth.is_multiple_of(SIDE));
-        assert!(depth <= left_stride && columns <= right_stride && columns <= out_stride);
-        assert!((rows - 1) * left_stride + depth <= product.left.len());
-        assert!((depth - 1) * right_stride + columns <= product.right.len());
+        assert!(depth <= left.stride && columns <= right.stride && columns <= out_stride);
+        assert!((rows - 1) * left.stride + depth <= left.words.len());
+        assert!((depth - 1) * right.stride + columns <= right.words.len());
         assert!((rows - 1) * out_stride + columns <= product.out.len());
         for row in (0..rows).step_by(2 * SIDE) {
             for column in (0..columns).step_by(2 * SIDE) {
@@ -222,14 +221,14 @@ unsafe fn add_i8<const SUMS: u8, const A: u8, const B: u8>() {
 ///
 /// # Safety
 /// Tiles are ready; what `ReadyTiles::multiply` checks; 32 rows and columns from here on are inside.
-unsafe fn product_tiles(product: &mut TileProduct<'_>, row: usize, column: usize) {
-    let TileProduct { left, right, depth, adds, .. } = *product;
-    let (left_bytes, right_bytes) = (4 * product.left_stride, 4 * product.right_stride);
+unsafe fn product_tiles(product: &mut Product<'_>, row: usize, column: usize) {
+    let Product { left, right, depth, adds, .. } = *product;
+    let (left_bytes, right_bytes) = (4 * left.stride, 4 * right.stride);
     let out_bytes = 4 * product.out_stride;
     // SAFETY: the caller's.
     unsafe {
-        let left = left.as_ptr().add(row * product.left_stride).cast::<u8>();
-        let right = right.as_ptr().add(column).cast::<u8>();
+        let left = left.words.as_ptr().add(row * left.stride).cast::<u8>();
+        let right = right.words.as_ptr().add(column).cast::<u8>();
         let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
         let (upper, lower) = (out.cast::<u8>(), out.cast::<u8>().add(SIDE * out_bytes));
         if adds {

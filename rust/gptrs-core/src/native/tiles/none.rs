@@ -1,7 +1,7 @@
 //! No tiles on this processor.
 
 use super::super::int8::MatMulI8;
-use super::{MatMulBf16, TileProduct};
+use super::{MatMulBf16, Product};
 
 /// Nothing is one.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,7 @@ impl ReadyTiles {
         match *self {}
     }
 
-    pub fn multiply(&self, _: TileProduct<'_>) {
+    pub fn multiply(&self, _: Product<'_>) {
         match *self {}
     }
 }
