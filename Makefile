@@ -39,7 +39,7 @@ DEV_WHEELS  := target/wheels/dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-rust test-aarch64 test-python fuzz bench-decoding bench-native bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
+.PHONY: help demo test test-rust test-aarch64 test-asan test-python fuzz bench-decoding bench-native bench-tokenizer build lint lint-rust lint-python wheel wheel-check lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,12 @@ test-aarch64: build ## the Rust tests as on aarch64 (NEON), in qemu
 	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
 	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static PROPTEST_CASES=$(or $(CASES),64) \
 	    cargo test $(LOCKED) -p gptrs-core --target $(AARCH64) --target-dir target/aarch64 --lib --test agreement $(ARGS)
+
+# A stable compiler has the flag; RUSTC_BOOTSTRAP lets it be used.
+ASAN_TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/host: //p')
+test-asan: build ## the Rust tests of all unsafe code, with AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address PYTHON=$(abspath $(PY)) PROPTEST_CASES=$(or $(CASES),64) \
+	    cargo test $(LOCKED) -p gptrs-core --target $(ASAN_TARGET) --target-dir target/asan --lib $(ARGS)
 
 test-python: build
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)

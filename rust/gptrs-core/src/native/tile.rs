@@ -116,7 +116,7 @@ impl<T: Terms> Inputs<'_, T> {
     #[inline(always)]
     fn meet_all<S: Simd>(&self, simd: S, rows: &[RowOf<T>], out: &mut Columns<'_>) {
         match self.count {
-            1 => self.stream::<S, 4, 1>(simd, rows, out),
+            1 => self.stream::<S, 2, 1>(simd, rows, out),
             2 => self.stream::<S, 4, 2>(simd, rows, out),
             3 | 4 => self.stream::<S, 4, 4>(simd, rows, out),
             5..=MOST_STREAMED => self.stream::<S, 3, 8>(simd, rows, out),
