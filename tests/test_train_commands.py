@@ -46,7 +46,9 @@ def start(run_dir):
 
 
 def losses(run_dir):
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    """Of every step so far; a line that is just being written does not count."""
+    whole, _, _ = (run_dir / "metrics.jsonl").read_text().rpartition("\n")
+    lines = map(json.loads, whole.splitlines())
     return [line["loss"] for line in lines if line["event"] == "step"]
 
 
