@@ -24,7 +24,7 @@ use super::terms::{Chunk, InputOf, Pairs, RowOf, Singles, Terms};
 const MOST_COLUMNS: usize = 1024;
 /// Rows that stay in L2 while inputs pass by: at most 256 KiB.
 const BLOCK_ROWS: usize = 64;
-/// Rows of a tile where they do.
+/// Rows of a tile of such a block.
 const HEIGHT: usize = 4;
 /// How far ahead of what is read the memory is asked.
 pub const AHEAD_BYTES: usize = 512;
@@ -128,8 +128,8 @@ impl<T: Terms> Inputs<'_, T> {
         }
     }
 
-    /// At most C of them with all rows, each of which is read once, from end to end. Rows of a tile are
-    /// far apart: memory is quicker where it is read in several places at once, each as it lies.
+    /// All of them, C at a time, with all rows, each of which is read once, from end to end. Rows of a tile
+    /// are far apart: memory is quicker where it is read in several places at once, each as it lies.
     #[inline(always)]
     fn stream<S: Simd, const R: usize, const C: usize>(
         &self,
