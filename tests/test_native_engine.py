@@ -187,7 +187,7 @@ def test_bfloat16_is_read_as_it_is_and_summed_wider(seed, kernels):
     found = read(make_native(model, kernels=kernels), prompts)
     # A number between two of bfloat16 goes one way or the other by its last bit.
     difference = (torch.cat(found) - torch.cat(wanted)).abs()
-    assert difference.median() < (1e-4 if linear is nn.Linear else 4e-3)
+    assert difference.median() < {"amx": 2e-3, "avx512bf16": 4e-3}.get(kernels, 1e-4)
     assert difference.max() < (0.02 if linear is nn.Linear else 0.1)
 
 
