@@ -3,11 +3,10 @@
 Run by `make bench-layers`; ARGS=1 takes one thread. Each is a forward and a backward pass.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
-from table import compare, copy_ceiling, print_header
+from table import compare, copy_ceiling, print_header, take_threads
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,11 +58,6 @@ def print_tables(rounds: int = 15) -> None:
         compare(runs, work=x.numel(), unit="numbers", rounds=rounds)
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        torch.set_num_threads(int(sys.argv[1]))
-    print_tables()
-
-
 if __name__ == "__main__":
-    main()
+    take_threads(str(__doc__))
+    print_tables()

@@ -3,11 +3,10 @@
 Run by `make bench-loss`; ARGS=1 takes one thread.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
-from table import compare, print_header, seconds
+from table import compare, print_header, seconds, take_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,11 +74,6 @@ def print_tables(rounds: int = 9) -> None:
         compare(runs, work=NUM_ROWS, unit="rows", rounds=rounds)
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        torch.set_num_threads(int(sys.argv[1]))
-    print_tables()
-
-
 if __name__ == "__main__":
-    main()
+    take_threads(str(__doc__))
+    print_tables()

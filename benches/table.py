@@ -4,6 +4,7 @@ Candidates take turns, so that a busy moment of a shared machine hits them all; 
 the median of the ratios round by round.
 """
 
+import argparse
 import os
 import platform
 import time
@@ -24,6 +25,15 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def take_threads(description: str) -> None:
+    """Lets PyTorch use as many threads as the command line says, or all."""
+    import torch  # Not every benchmark needs it.
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("threads", nargs="?", type=int, default=torch.get_num_threads())
+    torch.set_num_threads(parser.parse_args().threads)
 
 
 def print_header(title: str, threads: int, ceiling: str) -> None:
