@@ -6,10 +6,10 @@
 
 Each measurement is a process of its own (`tokenizer_worker.py`) on one processor, peers in turns.
 Cold is the first encoding in it, warm the same text again. A str's UTF-8 form is made beforehand.
+Two processors have a table of their own (`tokenizer_threads.py`).
 """
 
 import argparse
-import inspect
 import re
 import shutil
 import sys
@@ -21,8 +21,9 @@ from statistics import median
 import numpy as np
 import tokenizer_corpus as corpus
 from table import copy_ceiling, print_header, print_table, seconds
-from tokenizer_peers import OURS, PEERS, VARIANTS
+from tokenizer_peers import OURS, PEERS
 from tokenizer_runs import FailedError, Lab, environment, finished, labels, ratio
+from tokenizer_threads import print_threads
 from tokenizer_worker import make_utf8
 
 import gptrs
@@ -55,7 +56,7 @@ def main() -> None:
             partial(print_peers, lab, file, rounds=3 if quick else 9),
             partial(print_other_languages, lab, rounds=1 if quick else 3),
             partial(print_hostile, lab, file, rounds=1 if quick else 3),
-            partial(print_variants, lab, file, rounds=3 if quick else 21),
+            partial(print_threads, prose, rounds=10 if quick else 100),
             partial(print_startup, lab, prose, rounds=5 if quick else 21),
             partial(print_instructions, lab, prose),
         )
@@ -79,7 +80,7 @@ def utf8_speed(file: Path) -> str:
 
 def print_peers(lab: Lab, file: Path, rounds: int) -> None:
     """Every peer on one text."""
-    found = lab.rounds(PEERS, file, rounds=rounds, repeats=4, num_processors=1)
+    found = lab.rounds(PEERS, file, rounds=rounds, repeats=4)
     ours = found[OURS]
     if isinstance(ours, str):
         raise SystemExit(f"gptrs: {ours}")
@@ -172,38 +173,6 @@ def speed(lab: Lab, name: str, file: Path) -> float:
     """MB/s of one cold encoding."""
     run = lab.run(name, file, repeats=1, timeout_s=HOSTILE_TIMEOUT_S)
     return file.stat().st_size / run.cold_s / 1e6
-
-
-def print_variants(lab: Lab, file: Path, rounds: int) -> None:
-    """Ours on two processors, and without ids, beside one thread that makes an array."""
-    tokenizer = gptrs.get_tokenizer("gpt2")
-    has_threads = "threads" in inspect.signature(tokenizer.encode_to_numpy).parameters
-    missing = {"threads=2": not has_threads, "count": not hasattr(tokenizer, "count")}
-    names = [OURS, *(name for name in VARIANTS if not missing.get(name))]
-    # Threads take other parts of the text each time: it is some times until each knows all words.
-    found = lab.rounds(names, file, rounds=rounds, repeats=24, num_processors=2)
-    ours = found[OURS]
-    rows = []
-    for name, runs in found.items():
-        if isinstance(runs, str) or isinstance(ours, str):
-            rows.append([name, str(runs)])
-            continue
-        texts = 2 if name == "two callers" else 1  # Each of the two encodes all of it.
-        work = texts * file.stat().st_size / 1e6
-        speeds = [f"{work / median(getattr(run, which) for run in runs):.1f}" for which in SPEEDS]
-        ratios = [f"{texts / ratio(runs, ours, which):.2f}x" for which in SPEEDS]
-        rows.append([VARIANT_LABELS[name], *speeds, *ratios])
-    print("gptrs on two processors")
-    print_table(["", "MB/s cold", "warm", "one thread x cold", "warm"], rows)
-
-
-SPEEDS = ("cold_s", "warm_s")
-VARIANT_LABELS = {
-    OURS: "one thread",
-    "threads=2": "one document, threads=2",
-    "two callers": "two Python threads, a document each",
-    "count": "one thread, count() only",
-}
 
 
 def print_startup(lab: Lab, prose: str, rounds: int) -> None:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 RANKS_FILE = "r50k_base.tiktoken"
@@ -89,32 +88,6 @@ def gptrs(_vocabulary: Path) -> Encode:
     return lambda text: tokenizer.encode_to_numpy(text, disallowed_special=())
 
 
-def gptrs_two_threads(_vocabulary: Path) -> Encode:
-    import gptrs
-
-    tokenizer = gptrs.get_tokenizer("gpt2")
-    return lambda text: tokenizer.encode_to_numpy(text, disallowed_special=(), threads=2)
-
-
-def gptrs_two_callers(vocabulary: Path) -> Encode:
-    encode = gptrs(vocabulary)
-
-    def encode_twice(text: str) -> None:
-        callers = [Thread(target=encode, args=(text,)) for _ in range(2)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
-
-    return encode_twice
-
-
-def gptrs_count(_vocabulary: Path) -> Encode:
-    import gptrs
-
-    return gptrs.get_tokenizer("gpt2").count
-
-
 OURS = "gptrs"
 
 # In the tables' order; ours is the last.
@@ -154,11 +127,4 @@ PEERS = {
         load=gptrs,
         startup="import gptrs; gptrs.get_tokenizer('gpt2').encode(text)",
     ),
-}
-
-# Ours in other ways than one thread to one array.
-VARIANTS = {
-    "threads=2": Peer(package="gptrs", call="encode_to_numpy", load=gptrs_two_threads),
-    "two callers": Peer(package="gptrs", call="encode_to_numpy", load=gptrs_two_callers),
-    "count": Peer(package="gptrs", call="count", load=gptrs_count),
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from tokenizer_environment import FAILURES, FOLDER, RUST_PEERS
-from tokenizer_peers import PEERS, RANKS_FILE, VARIANTS, write_vocabulary
+from tokenizer_peers import PEERS, RANKS_FILE, write_vocabulary
 
 WORKER = Path(__file__).with_name("tokenizer_worker.py")
 TIMEOUT_S = 120.0
@@ -55,7 +55,6 @@ class Lab:
         *,
         repeats: int,
         ids: Path | None = None,
-        num_processors: int = 1,
         timeout_s: float = TIMEOUT_S,
     ) -> Run:
         """One process that encodes `text` so many times.
@@ -64,14 +63,14 @@ class Lab:
             FailedError: it did not end well.
         """
         command = self.command(name, text, repeats, ids)
-        with processors(num_processors):
-            output = finished(command, environment(num_processors), timeout_s).stdout
+        with processors(1):
+            output = finished(command, environment(1), timeout_s).stdout
         found = json.loads(output.splitlines()[-1])
         cold_s, *warm_s = found["seconds"]
         return Run(cold_s, median(warm_s or [cold_s]), found["memory_bytes"])
 
     def rounds(
-        self, names: Iterable[str], text: Path, *, rounds: int, repeats: int, num_processors: int
+        self, names: Iterable[str], text: Path, *, rounds: int, repeats: int
     ) -> dict[str, list[Run] | str]:
         """Every peer's runs, in turns; its error instead where it failed."""
         found: dict[str, list[Run] | str] = {name: [] for name in names}
@@ -79,9 +78,7 @@ class Lab:
             for name, runs in found.items():
                 if isinstance(runs, list):
                     try:
-                        runs.append(
-                            self.run(name, text, repeats=repeats, num_processors=num_processors)
-                        )
+                        runs.append(self.run(name, text, repeats=repeats))
                     except FailedError as error:
                         found[name] = str(error)
         return found
@@ -92,7 +89,7 @@ class Lab:
         Raises:
             FailedError: the peer could not be installed.
         """
-        peer = {**PEERS, **VARIANTS}[name]
+        peer = PEERS[name]
         if peer.package in self._missing:
             raise FailedError(f"not installed: {self._missing[peer.package]}")
         if peer.load is None:

@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from tokenizer_peers import PEERS, VARIANTS, Encode
+from tokenizer_peers import PEERS, Encode
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ways = {name: peer for name, peer in {**PEERS, **VARIANTS}.items() if peer.load}
+    ways = {name: peer for name, peer in PEERS.items() if peer.load}
     parser.add_argument("peer", choices=ways)
     parser.add_argument("vocabulary", type=Path)
     parser.add_argument("text", type=Path)

@@ -306,11 +306,15 @@ def test_the_texts_do_not_go_where_the_prompts_are_or_nothing_can_be(run, prompt
     assert f"there is no folder {tmp_path / 'none'}" in err
 
 
-def test_rust_and_pytorch_write_the_same_and_int8_is_rusts(run):
+def test_rust_and_pytorch_write_the_same_and_int8_is_rusts(run, tmp_path):
     asked = ("--prompt", "Hello", "--temperature", 0, "--max-new-tokens", 5, "--device", "cpu")
     texts = {run(*asked, "--engine", engine)[1] for engine in ("auto", "native", "torch")}
     assert len(texts) == 1
-    assert run(*asked, "--dtype", "int8")[0] == 0
+    code, text, _ = run(*asked, "--dtype", "int8", "--int8-file", tmp_path / "int8.safetensors")
+    assert (code, (tmp_path / "int8.safetensors").exists()) == (0, True)
+    assert run(*asked, "--dtype", "int8", "--int8-file", tmp_path / "int8.safetensors")[1] == text
+    code, _, err = run(*asked, "--int8-file", tmp_path / "int8.safetensors")
+    assert (code, 'int8_file is for dtype="int8", found dtype=None' in err) == (2, True)
     code, _, err = run(*asked, "--dtype", "int8", "--engine", "torch")
     assert code == 2
     assert 'dtype="int8": the native engine cannot run this (engine="torch" was asked for)' in err

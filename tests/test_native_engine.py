@@ -23,7 +23,8 @@ from gptrs import (
 )
 from gptrs.engines import native_engine
 from gptrs.engines.choice import make_engine
-from gptrs.engines.native_engine import NativeEngine, why_not_native
+from gptrs.engines.native_engine import NativeEngine
+from gptrs.engines.native_weights import weights_of, why_not_native
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
 from gptrs.model.layers import MultiHeadAttention
 
@@ -680,7 +681,7 @@ def test_int8_is_packed_once_for_a_model_that_stays_as_it_is():
     assert native_engine._PACKED[model].packed is not packed
     with pytest.raises(ConfigError, match="other matrices"):
         _core.NativeModel(
-            native_engine._weights(make_model(2)), slots=1, context_length=7, threads=1,
+            weights_of(make_model(2)), slots=1, context_length=7, threads=1,
             int8=True, packed=packed,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gptrs import GPTModel, _core
-from gptrs.engines.native_engine import why_not_native
+from gptrs.engines.native_weights import why_not_native
 from gptrs.errors import GenerationError
 from gptrs.model import operators
 from gptrs.model.dropout import SeededDropout, seeded_dropout

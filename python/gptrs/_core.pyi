@@ -307,7 +307,12 @@ class StopStrings:
     def __new__(cls, stops: Sequence[str], tokens: TokenBytes) -> StopStrings: ...
 
 @final
-class PackedWeights: ...
+class PackedWeights:
+    @staticmethod
+    def of_parts(
+        weights: Any, parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]]
+    ) -> PackedWeights: ...
+    def parts(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]: ...
 
 @final
 class NativeModel:

@@ -101,6 +101,9 @@ _sampling_options = _options(
 @click.option("--dtype", type=click.Choice(("auto", "float32", "bfloat16", "int8")),
               help="What to compute in; the checkpoint's own type without it. int8: a byte a "
                    "weight, in Rust.")  # fmt: skip
+@click.option("--int8-file", type=click.Path(path_type=Path, dir_okay=False),
+              help="With --dtype int8: the file of the packed weights, written if it is not "
+                   "there.")  # fmt: skip
 @click.option("--engine", type=click.Choice(get_args(EngineName)), default="auto",
               show_default=True,
               help="Rust or PyTorch computes; auto takes Rust on a CPU if it can.")  # fmt: skip
@@ -113,6 +116,7 @@ def generate(
     logprobs: int | None,
     device: str,
     dtype: str | None,
+    int8_file: Path | None,
     engine: EngineName,
     **options: Any,
 ) -> None:
@@ -138,7 +142,7 @@ def generate(
     if file is None and prompt is None:
         prompt = _standard_input()
 
-    generator = _load(model, device, dtype, engine)
+    generator = _load(model, device, dtype, int8_file, engine)
     if banned:
         settings["bad_words_ids"] = _bad_words(banned, generator.tokenizer)
     if file is not None:
@@ -195,7 +199,9 @@ def _standard_input() -> str:
     return text
 
 
-def _load(model: Path, device: str, dtype: str | None, engine: EngineName) -> Generator:
+def _load(
+    model: Path, device: str, dtype: str | None, int8_file: Path | None, engine: EngineName
+) -> Generator:
     from gptrs.devices import choose_device
     from gptrs.generation.generator import Generator
     from gptrs.weights.pretrained import with_tokenizer
@@ -205,7 +211,7 @@ def _load(model: Path, device: str, dtype: str | None, engine: EngineName) -> Ge
         gpt, tokenizer = with_tokenizer(model, target)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-    return Generator(gpt, tokenizer, dtype=dtype, engine=engine)
+    return Generator(gpt, tokenizer, dtype=dtype, int8_file=int8_file, engine=engine)
 
 
 def _print_texts(generator: Generator, prompt: str, settings: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ anything else ─────────► PlainEngine           the whole win
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, TypedDict, cast, get_args
 
 import torch
@@ -17,7 +18,8 @@ from torch import nn
 
 from gptrs.devices import choose_precision
 from gptrs.engines.engine import Answer, Choose, Engine, Model, PlainEngine
-from gptrs.engines.native_engine import NativeEngine, why_not_native
+from gptrs.engines.native_engine import NativeEngine
+from gptrs.engines.native_weights import why_not_native
 from gptrs.engines.segment_engine import SegmentEngine
 from gptrs.engines.torch_engine import TorchEngine, why_no_cache
 from gptrs.engines.vocabulary import vocab_size_of
@@ -60,6 +62,7 @@ def make_engine(
     prefill_tokens: int = 2048,
     engine: EngineName = "auto",
     dtype: torch.dtype | str | None = None,
+    int8_file: Path | None = None,
     compile: bool = False,  # noqa: A002  # torch's name
     choose: Choose | None = None,
     candidates: int | None = None,
@@ -73,6 +76,7 @@ def make_engine(
         engine: see EngineName.
         dtype: what is computed in, also "float32", "bfloat16" or "auto" (what the device likes);
             None: the weights' own. "int8": the native engine, with a byte a weight.
+        int8_file: where the bytes are kept: mapped if the file is there, else written.
         compile: let `torch.compile` translate the step, where the engine has one of its own.
         choose: draws in place of the Rust sampler.
         candidates: on a GPU, how many of a row's largest logits the draws need; None: all.
@@ -80,6 +84,7 @@ def make_engine(
         ConfigError: context_size is below 1, an unknown engine or dtype, a GPTModel that gives
             another number of logits than it reads ids, or the native engine is asked for and
             cannot run this: the message says why.
+        CheckpointError: `int8_file` is of another model, damaged, or cannot be written.
         GenerationError: there is no memory for the cache.
     """
     check_engine(engine)
@@ -87,6 +92,8 @@ def make_engine(
         raise ConfigError(f"context_size is at least 1, found {context_size}")
     device, slots = _device(model), max(slots, 1)
     is_int8 = dtype in INT8
+    if int8_file is not None and not is_int8:
+        raise ConfigError(f'int8_file is for dtype="int8", found dtype={dtype!r}')
     if isinstance(dtype, str) and not is_int8:
         dtype = choose_precision(dtype, device).dtype
     why_torch = 'engine="torch" was asked for'
@@ -100,6 +107,7 @@ def make_engine(
                 context_size=context_size,
                 prefill_tokens=prefill_tokens,
                 int8=is_int8,
+                int8_file=int8_file,
             )
         why_torch = reason
     if is_int8 or engine == "native":

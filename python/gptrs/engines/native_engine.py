@@ -10,65 +10,25 @@ tokens is seen by the next. Knows nothing of sampling or text, nor how anything 
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+from torch import Tensor
 
 from gptrs import _core
-from gptrs.engines.decode_weights import Linear, Norm, Watch, probe, why_not_stock
+from gptrs.engines.decode_weights import Watch, probe
 from gptrs.engines.engine import Engine, Run
-from gptrs.engines.vocabulary import vocab_size_of, why_two_sizes
+from gptrs.engines.int8_file import read_int8, write_int8
+from gptrs.engines.native_weights import Weights, short, weights_of, why_not_native
+from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.memory import check_memory
 from gptrs.model.gpt import GPTModel
-from gptrs.model.layers import LayerNorm, TransformerBlock, is_stock
-from gptrs.model.positions import alibi_slopes
 
-# D emb_dim, V vocab_size, R rows of logits.
-
-POSITIONS = frozenset({"learned", "sinusoidal", "rope", "alibi", "none"})
-"""The kinds of `GPTConfig.pos` that Rust computes."""
-DTYPES = (torch.float32, torch.bfloat16)
-"""Of weights that are read where they lie."""
 LANES = 16
 """A head's keys are filled up to a multiple of this."""
-
-
-class Block(NamedTuple):
-    """One transformer block."""
-
-    norm1: Norm
-    query: Linear
-    key: Linear
-    value: Linear
-    scale: float
-    """Of the attention scores."""
-    out: Linear
-    norm2: Norm
-    up: Linear
-    down: Linear
-
-
-class Weights(NamedTuple):
-    """What Rust reads: tensors over the parameters' own memory, which nobody can resize."""
-
-    tokens: Tensor
-    """[V, D]."""
-    positions: str
-    """One of POSITIONS."""
-    table: Tensor | None
-    """[context_length, D], where positions are learned."""
-    slopes: list[float]
-    """One a head, where positions are "alibi"."""
-    num_heads: int
-    blocks: list[Block]
-    norm: Norm
-    """The last one."""
-    head: Linear
-    """[V, D]."""
 
 
 class NativeEngine(Engine):
@@ -82,11 +42,13 @@ class NativeEngine(Engine):
         context_size: most tokens a slot holds, cut to what the model takes.
         prefill_tokens: most tokens of prompts in a call.
         int8: a byte a weight: the matrices are packed, row by row.
+        int8_file: where the packed matrices are: read from there, or written if there is no file.
         threads: how many compute; None: as many as PyTorch takes (`torch.set_num_threads`).
         kernels: one of `_core.NativeModel.available_kernels()`; None: the fastest.
     Raises:
         ConfigError: threads is below 1, or the processor does not have these kernels.
         GenerationError: there is no memory for the cache.
+        CheckpointError: `int8_file` is of another model, or damaged, or cannot be written.
     """
 
     def __init__(
@@ -97,13 +59,15 @@ class NativeEngine(Engine):
         context_size: int,
         prefill_tokens: int,
         int8: bool = False,
+        int8_file: Path | None = None,
         threads: int | None = None,
         kernels: str | None = None,
     ) -> None:
         self._model = model
         self._int8 = int8
         self._dtype = model.tok_emb.weight.dtype
-        known = _known_packed(model) if int8 else None
+        weights = weights_of(model)
+        known = _known_packed(model, weights, int8_file) if int8 else None
         self._seen = _Seen(model, is_copied=int8) if known is None else known.seen
         threads = torch.get_num_threads() if threads is None else threads
         if threads < 1:
@@ -111,7 +75,7 @@ class NativeEngine(Engine):
         context_length = min(context_size, model.cfg.max_tokens or context_size)
         _check_cache(model, slots, context_length, is_narrow=int8 or self._dtype == torch.bfloat16)
         self.native = _core.NativeModel(
-            _weights(model),
+            weights,
             slots=slots,
             context_length=context_length,
             threads=threads,
@@ -119,9 +83,12 @@ class NativeEngine(Engine):
             kernels=kernels,
             packed=None if known is None else known.packed,
         )
-        if known is None and (packed := self.native.packed) is not None:
-            _PACKED[model] = _Packed(self._seen, packed)
-        precision = "int8" if int8 else _short(self._dtype)
+        if (packed := self.native.packed) is not None:
+            if known is None:
+                _PACKED[model] = _Packed(self._seen, packed)
+            if int8_file is not None and not int8_file.exists():
+                write_int8(int8_file, model, packed)
+        precision = "int8" if int8 else short(self._dtype)
         super().__init__(
             name=f"native {precision} {self.native.kernels}",
             vocab_size=vocab_size_of(model),
@@ -141,13 +108,13 @@ class NativeEngine(Engine):
         reason = why_not_native(self._model)
         dtype = self._model.tok_emb.weight.dtype
         if reason is None and dtype != self._dtype:
-            reason = f"its weights are {_short(dtype)} now, and were {_short(self._dtype)}"
+            reason = f"its weights are {short(dtype)} now, and were {short(self._dtype)}"
         if reason is not None:
             raise GenerationError(
                 f"the model has changed, and the native engine cannot go on with it: {reason}"
             )
         self._seen = _Seen(self._model, is_copied=self._int8)
-        return _weights(self._model)
+        return weights_of(self._model)
 
     def copy(self, copies: list[tuple[int, int, int]]) -> None:
         """Copies keys and values."""
@@ -170,39 +137,6 @@ def _check_cache(model: GPTModel, slots: int, context_length: int, *, is_narrow:
     num_numbers = 2 * len(model.trf_blocks) * slots * context_length * width
     what = f"a key-value cache of {slots} rows of {context_length} tokens"
     check_memory(num_numbers * (2 if is_narrow else 4), torch.device("cpu"), what)
-
-
-def why_not_native(model: nn.Module) -> str | None:
-    """Why Rust would not compute what calling `model` does, or None."""
-    if type(model) is not GPTModel:
-        return f"{type(model).__name__} is not GPTModel itself"
-    if model.cfg.memory_length:
-        return "the model has a memory of earlier segments"
-    if model.cfg.pos not in POSITIONS:
-        return f"positions are {model.cfg.pos}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
-    if torch_module._has_any_global_hook():
-        return "a hook waits on all modules"
-    if not is_stock(model.out_head, nn.Linear):
-        return "the output layer was replaced"
-    return why_two_sizes(model) or why_not_stock(model) or _why_not_readable(model)
-
-
-def _why_not_readable(model: GPTModel) -> str | None:
-    """Why the parameters cannot be read where they lie."""
-    for name, parameter in model.named_parameters():
-        if type(parameter) not in (nn.Parameter, Tensor):
-            return f"{name} is a {type(parameter).__name__}"
-        if parameter.device.type != "cpu":
-            return f"{name} is on {parameter.device}"
-        if parameter.dtype not in DTYPES:
-            return f"{name} is {_short(parameter.dtype)}"
-        if parameter.layout != torch.strided or not parameter.is_contiguous():
-            return f"{name} is not contiguous"
-        if parameter.data_ptr() % parameter.element_size():
-            return f"{name} is not aligned"
-    return None
 
 
 class _Seen:
@@ -248,66 +182,13 @@ class _Packed(NamedTuple):
 _PACKED: WeakKeyDictionary[GPTModel, _Packed] = WeakKeyDictionary()
 
 
-def _known_packed(model: GPTModel) -> _Packed | None:
-    """What an earlier engine packed, if the model is what it was then."""
+def _known_packed(model: GPTModel, weights: Weights, file: Path | None) -> _Packed | None:
+    """What an earlier engine packed, if the model is what it was then; or what the file has."""
     known = _PACKED.get(model)
     if known is not None and not known.seen.is_current(thoroughly=True):
         _PACKED.pop(model, None)  # The old copies go before others are made.
-        return None
+        known = None
+    if known is None and file is not None and file.exists():
+        known = _Packed(_Seen(model, is_copied=True), read_int8(file, model, weights))
+        _PACKED[model] = known
     return known
-
-
-def _weights(model: GPTModel) -> Weights:
-    """The weights of a model that `why_not_native` has nothing against."""
-    is_alibi = model.cfg.pos == "alibi"
-    table = model.pos_emb.weight if isinstance(model.pos_emb, nn.Embedding) else None
-    return Weights(
-        tokens=_fixed(model.tok_emb.weight),
-        positions=model.cfg.pos,
-        table=None if table is None else _fixed(table),
-        slopes=alibi_slopes(model.cfg.n_heads).tolist() if is_alibi else [],
-        num_heads=model.cfg.n_heads,
-        blocks=[_block(cast(TransformerBlock, block)) for block in model.trf_blocks],
-        norm=_norm(model.final_norm),
-        head=_linear(model.out_head),
-    )
-
-
-def _block(block: TransformerBlock) -> Block:
-    att = block.att
-    up, _, down = cast("tuple[nn.Linear, nn.Module, nn.Linear]", tuple(block.ff.layers))
-    return Block(
-        norm1=_norm(block.norm1),
-        query=_linear(att.W_query),
-        key=_linear(att.W_key),
-        value=_linear(att.W_value),
-        scale=att.scale,
-        out=_linear(att.out_proj),
-        norm2=_norm(block.norm2),
-        up=_linear(up),
-        down=_linear(down),
-    )
-
-
-def _linear(layer: nn.Linear) -> Linear:
-    bias: Tensor | None = layer.bias  # nn.Linear says that it has one.
-    return Linear(_fixed(layer.weight), None if bias is None else _fixed(bias))
-
-
-def _norm(layer: LayerNorm) -> Norm:
-    return Norm(_fixed(layer.scale), _fixed(layer.shift), layer.eps)
-
-
-def _fixed(parameter: Tensor) -> Tensor:
-    """A tensor over a parameter's memory, whatever becomes of the parameter.
-
-    Once NumPy has seen a storage, PyTorch refuses to resize or free it: Rust never reads what is no
-    longer there. Moving a model replaces its storages, which is not concerned.
-    """
-    fixed = parameter.detach()
-    fixed.view(torch.int16).numpy()
-    return fixed
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -73,6 +73,8 @@ class Generator:
             was, and why.
         dtype: what it computes in: a torch dtype, its name, "auto" for what the device likes best;
             None: the model's own. "int8": Rust, with weights of a byte each.
+        int8_file: where those bytes are kept: mapped if the file is there, else packed and written
+            there (a .safetensors). A file of another model is refused.
         context_length: most tokens the model sees. None: as many as it was built for, or all where
             it has a memory (`memory_length`). A GPTModel whose positions have no end may be asked
             for more than it was built for, any other model for less. Needed for a callable.
@@ -95,6 +97,7 @@ class Generator:
         *,
         engine: EngineName = "auto",
         dtype: torch.dtype | str | None = None,
+        int8_file: str | Path | None = None,
         context_length: int | None = None,
         max_batch: int | None = None,
         compile: bool = False,  # noqa: A002  # torch's name
@@ -117,6 +120,7 @@ class Generator:
             self.context_length,
             engine,
             dtype,
+            None if int8_file is None else Path(int8_file),
             compile,
             max_batch=MAX_BATCH if max_batch is None else count("max_batch", max_batch, 1),
             is_fixed=max_batch is not None,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -75,7 +76,7 @@ class Backend:
 
     Attributes:
         context_length: most tokens the model sees.
-        engine_name, dtype, compile: see `make_engine`.
+        engine_name, dtype, int8_file, compile: see `make_engine`.
         max_batch: most sequences at once.
         is_fixed: somebody asked for `max_batch`: else fewer will do where memory is short.
     """
@@ -84,6 +85,7 @@ class Backend:
     context_length: int
     engine_name: EngineName
     dtype: torch.dtype | str | None
+    int8_file: Path | None
     compile: bool
     max_batch: int
     is_fixed: bool
@@ -116,6 +118,7 @@ class Backend:
                     prefill_tokens=prefill_tokens,
                     engine=self.engine_name,
                     dtype=self.dtype,
+                    int8_file=self.int8_file,
                     compile=self.compile,
                     candidates=candidates,
                 )

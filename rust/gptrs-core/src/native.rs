@@ -34,7 +34,7 @@ pub(crate) mod tiles;
 mod weights;
 
 pub use self::lanes::Kernels;
-pub use self::numbers::{FloatType, Numbers};
+pub use self::numbers::{Bytes, FloatType, Numbers};
 pub use self::weights::{Block, Linear, Matrix, Norm, Positions, Weights};
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,6 +79,28 @@ pub struct Options {
 pub struct PackedWeights(Arc<Vec<Packed>>);
 
 impl PackedWeights {
+    /// What `parts` gave, of a model of these shapes.
+    ///
+    /// # Errors
+    /// `Setting`: they are of another number, or of another size.
+    pub fn of_parts(weights: &Weights, parts: Vec<(Bytes, Vec<f32>)>) -> Result<Self> {
+        let all = matrices(weights);
+        if all.len() != parts.len() {
+            let message = format!("the model has {} matrices, found {}", all.len(), parts.len());
+            return Err(Error::Setting(message));
+        }
+        let packed = all.into_iter().zip(parts);
+        let packed =
+            packed.map(|(matrix, (bytes, scales))| Packed::of_parts(matrix, bytes, scales));
+        Ok(Self(Arc::new(packed.collect::<Result<_>>()?)))
+    }
+
+    /// Of each matrix its bytes and its scales: of each block Q, K, V, out_proj, ff.0, ff.2; at the end
+    /// the output layer.
+    pub fn parts(&self) -> impl Iterator<Item = (&Bytes, &[f32])> {
+        self.0.iter().map(Packed::parts)
+    }
+
     fn fit(&self, weights: &Weights) -> bool {
         let all = matrices(weights);
         self.0.len() == all.len()

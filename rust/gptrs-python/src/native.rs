@@ -5,6 +5,7 @@
 //!                     nothing copied                                     └─► extend, from Python
 //! ```
 
+mod packed;
 mod run;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use gptrs_core::native::{
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
+pub use self::packed::PyPackedWeights;
 pub use self::run::NativeRun;
 use crate::errors::{ConfigError, CoreError, GenerationError};
 use crate::tensor::TensorView;
@@ -27,12 +29,12 @@ use crate::tensor::TensorView;
 /// One loop may take it (`Generation`, `beam_search`); until then it can be asked by hand.
 ///
 /// Args:
-///     weights: a `gptrs.engines.native_engine.Weights`: nobody may resize or free its tensors' memory.
+///     weights: a `gptrs.engines.native_weights.Weights`: nobody may resize or free its tensors' memory.
 ///     slots: sequences at once.
 ///     context_length: most tokens a slot holds.
 ///     threads: how many compute, the caller's among them.
 ///     int8: pack the matrices: a byte a weight.
-///     packed: what another model of these very weights has packed.
+///     packed: these very weights, packed before.
 ///     kernels: one of `NativeModel.available_kernels()`; None: the first of them.
 /// Raises:
 ///     ConfigError: shapes that do not fit each other, an unknown name, no threads.
@@ -44,10 +46,6 @@ pub struct PyNativeModel {
     kernels: &'static str,
     packed: Option<PackedWeights>,
 }
-
-/// The matrices of a model, a byte a weight.
-#[pyclass(name = "PackedWeights", module = "gptrs._core", frozen)]
-pub struct PyPackedWeights(PackedWeights);
 
 #[pymethods]
 impl PyNativeModel {
@@ -71,7 +69,7 @@ impl PyNativeModel {
         let precision = if int8 { Precision::Int8 } else { Precision::AsStored };
         let options = Options { slots, context_length, threads, precision, kernels };
         // Packing reads every weight.
-        let packed = packed.map(|packed| packed.0.clone());
+        let packed = packed.map(|packed| packed.packed.clone());
         let make = || NativeModel::with_packed(weights, options, packed);
         let model = py.detach(make).map_err(to_py_err)?;
         let (limits, packed) = (model.limits(), model.packed());
@@ -93,7 +91,7 @@ impl PyNativeModel {
     /// What it packed, or was given; None without int8.
     #[getter]
     fn packed(&self) -> Option<PyPackedWeights> {
-        self.packed.clone().map(PyPackedWeights)
+        self.packed.clone().map(PyPackedWeights::from)
     }
 
     /// Appends tokens to slots, which forget all but `starts` of theirs before.
@@ -211,7 +209,7 @@ pub fn find_kernels(name: Option<&str>) -> PyResult<Kernels> {
     })
 }
 
-/// `gptrs.engines.native_engine.Weights`.
+/// `gptrs.engines.native_weights.Weights`.
 #[derive(FromPyObject)]
 pub struct PyWeights<'py> {
     tokens: Bound<'py, PyAny>,
@@ -224,7 +222,7 @@ pub struct PyWeights<'py> {
     head: PyLinear<'py>,
 }
 
-/// `gptrs.engines.native_engine.Block`.
+/// `gptrs.engines.native_weights.Block`.
 #[derive(FromPyObject)]
 struct PyBlock<'py> {
     norm1: PyNorm<'py>,

@@ -17,10 +17,11 @@
 
 use super::lanes::{Found, GROUP, LANES, Operands, Simd, Work, dispatch};
 use super::math::{filled, largest_of};
+use super::numbers::Bytes;
 use super::shared::{Columns, Shared};
 use super::tile::AHEAD_BYTES;
 use super::weights::Matrix;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Bytes of a block for one group of columns.
 pub const BLOCK_GROUP: usize = LANES * GROUP;
@@ -29,7 +30,7 @@ pub const BLOCK_GROUP: usize = LANES * GROUP;
 #[derive(Debug)]
 pub struct Packed {
     /// Block behind block, each filled up with 128 (0) to whole groups and sixteen rows.
-    bytes: Shared<u8>,
+    bytes: Bytes,
     /// One a row, also of those that fill up.
     scales: Vec<f32>,
     rows: usize,
@@ -44,18 +45,13 @@ impl Packed {
     pub fn of(matrix: &Matrix, found: Found) -> Result<Self> {
         let padded = matrix.columns.next_multiple_of(GROUP);
         let padded_rows = matrix.rows.next_multiple_of(LANES);
-        let mut packed = Self {
-            bytes: Shared::new(padded_rows * padded, "weights in eight bits")?,
-            scales: vec![0.0; padded_rows],
-            rows: matrix.rows,
-            padded,
-        };
+        let mut all_bytes = Shared::new(padded_rows * padded, "weights in eight bits")?;
+        let mut all_scales = vec![0.0; padded_rows];
         let mut wide = Vec::new();
         let mut row_bytes = vec![0; padded];
-        let (scales, _) = packed.scales.as_chunks_mut::<LANES>();
-        for (block, (bytes, scales)) in
-            packed.bytes.get_mut().chunks_mut((LANES * padded).max(1)).zip(scales).enumerate()
-        {
+        let blocks = all_bytes.get_mut().chunks_mut((LANES * padded).max(1));
+        let scales = all_scales.as_chunks_mut::<LANES>().0;
+        for (block, (bytes, scales)) in blocks.zip(scales).enumerate() {
             for (lane, scale) in scales.iter_mut().enumerate() {
                 let row = block * LANES + lane;
                 if row < matrix.rows {
@@ -70,7 +66,31 @@ impl Packed {
                 }
             }
         }
-        Ok(packed)
+        Ok(Self { bytes: Bytes::of(all_bytes), scales: all_scales, rows: matrix.rows, padded })
+    }
+
+    /// What `parts` of a copy of this matrix gave.
+    ///
+    /// # Errors
+    /// `Setting`: they are of another size.
+    pub fn of_parts(matrix: &Matrix, bytes: Bytes, scales: Vec<f32>) -> Result<Self> {
+        let padded = matrix.columns.next_multiple_of(GROUP);
+        let padded_rows = matrix.rows.next_multiple_of(LANES);
+        let (found, expected) =
+            ([bytes.get().len(), scales.len()], [padded_rows * padded, padded_rows]);
+        if found != expected {
+            let message = format!(
+                "a matrix of {} x {} has {} bytes and {} scales, found {} and {}",
+                matrix.rows, matrix.columns, expected[0], expected[1], found[0], found[1]
+            );
+            return Err(Error::Setting(message));
+        }
+        Ok(Self { bytes, scales, rows: matrix.rows, padded })
+    }
+
+    /// Its bytes, `[padded rows, padded columns]` of them, and a scale for each padded row.
+    pub fn parts(&self) -> (&Bytes, &[f32]) {
+        (&self.bytes, &self.scales)
     }
 
     /// Whether it may be a copy of this matrix.

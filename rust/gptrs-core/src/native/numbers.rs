@@ -1,4 +1,4 @@
-//! Floats that somebody else owns, read where they lie.
+//! Floats and bytes that somebody else owns, read where they lie.
 
 #![allow(unsafe_code, reason = "memory that belongs to PyTorch")]
 
@@ -8,6 +8,8 @@ use std::slice;
 use std::sync::Arc;
 
 use half::bf16;
+
+use super::shared::Shared;
 
 /// How a number is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +108,52 @@ impl Numbers {
 impl fmt::Debug for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} x {}", self.len, self.dtype.name())
+    }
+}
+
+/// A run of bytes, which nobody changes.
+#[derive(Clone)]
+pub struct Bytes {
+    data: *const u8,
+    len: usize,
+    /// Keeps the memory.
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: it is only read, and `new` demands memory that any thread may read.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
+impl Bytes {
+    /// Bytes at an address.
+    ///
+    /// # Safety
+    /// For as long as `owner` lives, `data` points to `len` bytes which any thread may read.
+    pub unsafe fn new(data: *const u8, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { data, len, _owner: owner }
+    }
+
+    /// Bytes of its own.
+    pub(super) fn of(bytes: Shared<u8>) -> Self {
+        let (data, len) = (bytes.get().as_ptr(), bytes.len());
+        // SAFETY: they are its own, nobody else has it to write to, and moving it does not move them.
+        unsafe { Self::new(data, len, Arc::new(bytes)) }
+    }
+
+    /// All of them.
+    pub fn get(&self) -> &[u8] {
+        if self.len == 0 {
+            return &[]; // An empty run may have no address.
+        }
+        // SAFETY: `new` demands it.
+        unsafe { slice::from_raw_parts(self.data, self.len) }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len)
     }
 }
 
