@@ -11,13 +11,14 @@ import pytest
 import tiktoken
 import tokenizers
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gptrs import files
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora, merge_lora
+from gptrs.tensor_file import save_tensors
 from gptrs.text.tokenizer import get_tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 from gptrs.weights import checkpoint
@@ -55,7 +56,7 @@ def replace_weights(directory, tensors):
     """Puts a sound safetensors file of `tensors` in the place of the checkpoint's."""
     weights_file(directory).unlink()
     new = files.write_by_content(
-        directory / "model-{}.safetensors", lambda path: save_file(tensors, path)
+        directory / "model-{}.safetensors", lambda path: save_tensors(tensors, path)
     )
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"weights_file": new.name}))
@@ -198,7 +199,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     def disk_full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    monkeypatch.setattr(checkpoint, "save_tensors", disk_full)
     with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
         save_checkpoint(tiny_model(seed=1), tmp_path)
     assert_same_weights(load_checkpoint(tmp_path)[0], tiny_model(seed=0))
@@ -252,7 +253,7 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path):
         ("\x80", r"config\.json: not JSON"),
         ("[]", "not a gptrs checkpoint"),
         ('{"architectures": ["GPT2LMHeadModel"]}', "not a gptrs checkpoint"),
-        ({"format_version": 2}, "format version 2; this gptrs reads version 1"),
+        ({"format_version": 3}, "format version 3; this gptrs reads version 2"),
         ({"model": {"emb_dim": 7, "n_heads": 2}}, "damaged: emb_dim 7"),
         ({"model": {"sizes": 7}}, "damaged: .*sizes"),
         ({"weights_file": "../elsewhere.safetensors"}, "damaged: .*elsewhere"),

@@ -500,7 +500,7 @@ def test_a_damaged_foreign_or_missing_classifier_is_refused_by_name(tmp_path, fi
     described = json.loads((tmp_path / "classifier.json").read_text())
     for name, value in (
         ("classes", 5), ("params", {"pool": 1}), ("model", {"emb_dim": 15}), ("history", [{}]),
-        ("classes", ["a", "b", "c"]), ("version", 2), ("format", "other"), ("tensors", "../x"),
+        ("classes", ["a", "b", "c"]), ("version", 3), ("format", "other"), ("tensors", "../x"),
     ):  # fmt: skip
         (tmp_path / "classifier.json").write_text(json.dumps(described | {name: value}))
         with pytest.raises(CheckpointError, match=tmp_path.name):

@@ -271,7 +271,7 @@ def test_a_checkpoint_of_a_newer_gptrs_is_told_apart_from_damage(tmp_path):
     (path,) = checkpoints(tmp_path)[-1:]
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(state | {"format_version": 99}))
-    with pytest.raises(CheckpointError, match="format version 99; this gptrs reads version 1"):
+    with pytest.raises(CheckpointError, match="format version 99; this gptrs reads version 2"):
         train(new_model(), TOKENS, settings(), run_dir=tmp_path, resume=True)
 
 
@@ -402,7 +402,7 @@ def test_without_the_best_the_newest_is_what_is_used(tmp_path):
 
 @pytest.mark.parametrize("broken", [range(3, 9), range(3, 99)])
 def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, monkeypatch, capsys, broken):
-    real_save = training_checkpoint.save_file
+    real_save = training_checkpoint.save_tensors
     calls = []
 
     def save(tensors, path):
@@ -410,9 +410,9 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, monkeypatch, ca
         if len(calls) in broken:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        real_save(tensors, path)
+        return real_save(tensors, path)
 
-    monkeypatch.setattr(training_checkpoint, "save_file", save)
+    monkeypatch.setattr(training_checkpoint, "save_tensors", save)
     config = settings(**EACH_STEP)
     if 24 in broken:
         with pytest.raises(CheckpointError, match=r"step 24 cannot be written: .*No space"):
@@ -421,7 +421,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, monkeypatch, ca
     else:
         assert train(new_model(), TOKENS, config, run_dir=tmp_path).reason == "finished"
     assert "training goes on" in capsys.readouterr().out
-    monkeypatch.setattr(training_checkpoint, "save_file", real_save)
+    monkeypatch.setattr(training_checkpoint, "save_tensors", real_save)
     result = train(new_model(), TOKENS, config, run_dir=tmp_path, resume=True)
     assert len(result.step_losses) == STEPS
 

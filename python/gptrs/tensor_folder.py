@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gptrs.errors import CheckpointError
 from gptrs.files import TEMPORARY, digest, write_by_content, write_whole
+from gptrs.tensor_file import save_tensors
 
-VERSION = 1
+VERSION = 2
 
 
 def write_folder(
@@ -33,12 +34,11 @@ def write_folder(
     Raises:
         CheckpointError: the folder cannot be written; what was there before still is.
     """
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = write_by_content(
             directory / f"{stem}-{{}}.safetensors",
-            lambda path: save_file(plain, path, metadata={"format": "pt"}),
+            lambda path: save_tensors(tensors, path, {"format": "pt"}),
         )
         described = {"format": _format(stem), "version": VERSION, "tensors": file.name, **content}
         text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"

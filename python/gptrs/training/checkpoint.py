@@ -4,10 +4,10 @@
         config.json, model-<digest>.safetensors, tokenizer.json    what `from_pretrained` reads
         lora.json, lora-<digest>.safetensors                       in their place: adapters alone
         training.safetensors                                       optimizer, random numbers
-        state.json                                                 all else, and a sum of each file
+        state.json                                                 all else, each file's digest
 
 A folder is written under another name, file by file to the disk, and renamed once it is whole. What
-is read is compared with the sums first: a damaged checkpoint is passed over for the one before.
+is read is compared with the digests first: a damaged checkpoint is passed over for the one before.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gptrs.errors import CheckpointError
-from gptrs.files import sync_names, write_whole, write_whole_with
+from gptrs.files import digest, digest_in_name, sync_names, write_whole, write_whole_with
+from gptrs.tensor_file import save_tensors
 
 FOLDER = "checkpoints"
 STATE_FILE, TENSORS_FILE = "state.json", "training.safetensors"
-FORMAT, FORMAT_VERSION = "gptrs-training", 1
+FORMAT, FORMAT_VERSION = "gptrs-training", 2
 
 _NAME = re.compile(r"step-\d{8,}")
 _TEMPORARY = ".tmp-"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,10 @@ def write_run(run_dir: Path, snapshot: Snapshot) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         snapshot.write_model(temporary)
-        tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
-        write_whole_with(temporary / TENSORS_FILE, lambda path: save_file(tensors, path))
-        _write_state(temporary, snapshot)
+        digest_of_tensors = write_whole_with(
+            temporary / TENSORS_FILE, lambda path: save_tensors(snapshot.tensors, path)
+        )
+        _write_state(temporary, snapshot, {TENSORS_FILE: digest_of_tensors})
         _replace(temporary, folder)
     except OSError as error:  # CheckpointError is one: the model's.
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,8 +89,11 @@ def write_run(run_dir: Path, snapshot: Snapshot) -> Path:
     return folder
 
 
-def _write_state(folder: Path, snapshot: Snapshot) -> None:
-    files = {path.name: _sum(path) for path in sorted(folder.iterdir())}
+def _write_state(folder: Path, snapshot: Snapshot, known: Mapping[str, str]) -> None:
+    files = {
+        path.name: known.get(path.name) or digest_in_name(path) or digest(path)
+        for path in sorted(folder.iterdir())
+    }
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -194,7 +198,7 @@ def read_run(path: Path) -> SavedRun:
     state = _read_state(path)
     for name, expected in state["files"].items():
         try:
-            found = _sum(path / name)
+            found = digest(path / name)
         except OSError as error:
             raise CheckpointError(f"{path / name}: damaged: cannot be read: {error}") from error
         if found != expected:
@@ -227,18 +231,6 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _sum_of(content: Mapping[str, Any]) -> int:
     """Of an object's own words, however they are laid out in the file."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _sum(path: Path) -> list[int]:
-    """Size and CRC-32, which finds what disks and aborted copies do, at 4 GB/s."""
-    size = crc = 0
-    # One buffer that stays in cache: new ones would take as long as the sum.
-    buffer = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            size += count
-            crc = zlib.crc32(buffer[:count], crc)
-    return [size, crc]
 
 
 def _remove(folder: Path) -> None:

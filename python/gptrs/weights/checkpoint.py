@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gptrs.config import GPTConfig
@@ -28,6 +27,7 @@ from gptrs.files import (
     write_whole_with,
 )
 from gptrs.model.gpt import GPTModel
+from gptrs.tensor_file import save_tensors
 from gptrs.text.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
 from gptrs.weights.files import WeightFile, open_weights
 from gptrs.weights.filled_model import filled_model, misfits
@@ -108,11 +108,10 @@ def write_checkpoint(
         ConfigError: metadata is not JSON. Nothing was written.
     """
     Manifest(cfg, "", tokenizer is not None, metadata).to_json()
-    dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         weights = write_by_content(
-            directory / "model-{}.safetensors", lambda path: save_file(dense, path)
+            directory / "model-{}.safetensors", lambda path: save_tensors(tensors, path)
         )
         _describe(
             directory, Manifest(cfg, weights.name, tokenizer is not None, metadata), tokenizer

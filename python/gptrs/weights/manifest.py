@@ -15,7 +15,7 @@ from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 
 FORMAT = "gptrs-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 RUN_FOLDER = "checkpoint"
 """Where a run has its checkpoint."""

@@ -73,3 +73,4 @@ pub mod word2vec;
 pub use error::{Error, Result};
 pub use tokenizer::Tokenizer;
 pub use windows::Windows;
+pub use xxhash_rust::xxh3::Xxh3;

@@ -6,6 +6,7 @@ mod batches;
 mod beam;
 mod build;
 mod constraint;
+mod digest;
 mod errors;
 mod generate;
 mod layers;
@@ -33,6 +34,8 @@ mod _core {
     use super::build::PyStoreBuilder;
     #[pymodule_export]
     use super::constraint::{PyGrammar, PyMatcher, PyStopStrings, PyTokenBytes};
+    #[pymodule_export]
+    use super::digest::PyDigest;
     #[pymodule_export]
     use super::generate::PyGeneration;
     #[pymodule_export]

@@ -17,9 +17,10 @@ mod layout;
 use std::slice;
 use std::sync::Arc;
 
-use gptrs_core::native::{FloatType, Numbers};
+use gptrs_core::native::{Bytes, FloatType, Numbers};
 use gptrs_core::sampling::Row;
 use half::{bf16, f16};
+use pyo3::buffer::PyBuffer;
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -200,6 +201,20 @@ impl HeadsView {
         // allocation of a tensor of this type, whose bits are numbers whatever they are.
         (self.0.dtype == T::DTYPE).then(|| unsafe { self.0.slice(0, len) })
     }
+}
+
+/// The bytes of any object that shows them, which keeps the object; nobody may write to them meanwhile.
+///
+/// # Errors
+/// `GenerationError`: they do not lie one after the other. What the object itself raises.
+pub fn bytes(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    let buffer = PyBuffer::<u8>::get(object)?;
+    if !buffer.is_c_contiguous() {
+        return Err(not_contiguous(object));
+    }
+    let (data, len) = (buffer.buf_ptr().cast_const().cast(), buffer.item_count());
+    // SAFETY: so many contiguous bytes, which stay where they are for as long as the buffer is held.
+    Ok(unsafe { Bytes::new(data, len, Arc::new(buffer)) })
 }
 
 /// Rows of logits, each contiguous, though perhaps not beside each other, as in `logits[:, -1]`.

@@ -1,17 +1,14 @@
 //! `_core.PackedWeights`: int8 weights, as NumPy arrays over the memory that has them; and back.
 
-#![allow(unsafe_code, reason = "memory that goes from Rust to NumPy and back, without a copy")]
+#![allow(unsafe_code, reason = "NumPy is handed memory that it does not own")]
 
-use std::sync::Arc;
-
-use gptrs_core::native::{Bytes, PackedWeights};
+use gptrs_core::native::PackedWeights;
 use numpy::ndarray::ArrayView1;
 use numpy::{Element, PyArray1, PyArrayMethods, PyReadonlyArray1};
-use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
 use super::{PyWeights, to_py_err};
-use crate::errors::GenerationError;
+use crate::tensor::bytes;
 
 /// The matrices of a model, a byte a weight.
 #[pyclass(name = "PackedWeights", module = "gptrs._core", frozen)]
@@ -70,17 +67,4 @@ fn view<'py, T: Element>(
     // For good: NumPy makes an array writeable again only if it owns its memory or its base does.
     array.try_readwrite()?.make_nonwriteable();
     Ok(array)
-}
-
-/// The bytes of an object, which keeps them.
-fn bytes(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
-    let buffer = PyBuffer::<u8>::get(object)?;
-    if !buffer.is_c_contiguous() {
-        let message = "packed weights are bytes one after the other, found others";
-        return Err(GenerationError::new_err(message));
-    }
-    let (data, len) = (buffer.buf_ptr().cast_const().cast(), buffer.item_count());
-    // SAFETY: so many contiguous bytes, which stay where they are for as long as the buffer is held.
-    // Whoever hands over packed weights has seen to it that nobody changes them.
-    Ok(unsafe { Bytes::new(data, len, Arc::new(buffer)) })
 }
