@@ -19,8 +19,8 @@ from table import print_table, seconds
 
 import gptrs
 
-LOOP_BYTES, LOOP_REPEATS = 1 << 18, 60
-"""Hashed bytes stay in a processor's own cache."""
+LOOP_BYTES = bytes(1 << 24)
+"""Hashed in one call: between calls threads would wait for the GIL."""
 WHOLE = 1.85
 """So many times as fast on two threads: the machine had two processors for us."""
 WARM_UP = 24
@@ -86,21 +86,16 @@ def _cells(way: Way, found: list[Round], megabytes: float) -> list[str]:
 
 def _processors() -> float:
     """How many processors two threads have that share nothing."""
-    content = bytes(LOOP_BYTES)
-
-    def hash_all() -> None:
-        for _ in range(LOOP_REPEATS):
-            hashlib.sha256(content)  # Without the GIL.
-
+    hash_all = partial(hashlib.sha256, LOOP_BYTES)
     return 2 * seconds(hash_all) / seconds(partial(_run_both, hash_all))
 
 
 def _run_both(function: Callable[[], object]) -> None:
-    callers = [Thread(target=function) for _ in range(2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    # This thread is one of them: two new ones may begin on the same processor.
+    other = Thread(target=function)
+    other.start()
+    function()
+    other.join()
 
 
 def _encode(tokenizer: gptrs.Tokenizer, text: str, threads: int = 1) -> object:

@@ -28,7 +28,7 @@ mod numbers;
 mod pool;
 pub(crate) mod shared;
 mod tables;
-mod terms;
+pub(crate) mod terms;
 mod tile;
 pub(crate) mod tiles;
 mod weights;

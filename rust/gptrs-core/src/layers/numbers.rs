@@ -7,15 +7,14 @@ use half::bf16;
 
 use crate::native::lanes::{LANES, Operands, Simd};
 use crate::native::math::{filled, rounded};
+use crate::native::terms::Stored;
 
 /// A number of a tensor.
-pub trait Number: Pod + Send + Sync {
+pub trait Number: Stored + Pod + Send + Sync {
     /// How many make a word.
     const PER_WORD: usize;
     /// What products of words are to the processor.
     const OPERANDS: Operands;
-    /// Widened.
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
     /// Rounded to the nearest, halves to the even one.
     fn store<S: Simd>(simd: S, lanes: S::F, to: &mut [Self; LANES]);
     /// Adds the products of two words' numbers.
@@ -30,11 +29,6 @@ pub trait Number: Pod + Send + Sync {
 impl Number for f32 {
     const PER_WORD: usize = 1;
     const OPERANDS: Operands = Operands::Floats;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
-        simd.load(from)
-    }
 
     #[inline(always)]
     fn store<S: Simd>(simd: S, lanes: S::F, to: &mut [Self; LANES]) {
@@ -60,11 +54,6 @@ impl Number for f32 {
 impl Number for bf16 {
     const PER_WORD: usize = 2;
     const OPERANDS: Operands = Operands::Pairs;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
-        simd.load_bf16(from)
-    }
 
     #[inline(always)]
     fn store<S: Simd>(simd: S, lanes: S::F, to: &mut [Self; LANES]) {
