@@ -186,6 +186,10 @@ DAMAGES = {
         ),
         "damaged: a matrix of",
     ),
+    "odd samples": (
+        with_tensors(lambda arrays, _: arrays.update(samples=np.zeros(3, dtype=np.uint8))),
+        "another model",
+    ),
     "wider": (
         with_tensors(
             lambda arrays, _: arrays.update(

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptrs.errors import GenerationError
 
 ALIGNMENT = 64
 """Bytes: a cache line, and what AVX-512 loads at once."""
+LARGE_BYTES = 4 << 20
+"""From here on NumPy asks for large pages."""
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what: str) -> Tensor:
@@ -32,11 +35,28 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, what
             if device.type != "cpu" or num_bytes == 0:
                 return torch.zeros(shape, dtype=dtype, device=device)
             # NumPy asks for cleared memory, which costs nothing; torch.zeros would clear it all.
-            memory = torch.from_numpy(np.zeros(num_bytes + ALIGNMENT, dtype=np.uint8))
-            start = -memory.data_ptr() % ALIGNMENT
-            return memory[start : start + num_bytes].view(dtype).view(shape)
+            return _aligned(np.zeros(num_bytes + ALIGNMENT, dtype=np.uint8), shape, dtype)
     except (MemoryError, torch.OutOfMemoryError) as cause:
         raise GenerationError(f"{what} takes {num_bytes / 1e9:,.2f} GB: {cause}") from cause
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for numbers, on the CPU in large pages where the system has them.
+
+    Weights that are read from end to end at every step are read up to a tenth faster so.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or num_bytes < LARGE_BYTES:
+        return torch.empty(shape, dtype=dtype, device=device)
+    # NumPy asks for large pages; PyTorch does so only where its environment says so.
+    return _aligned(np.empty(num_bytes + ALIGNMENT, dtype=np.uint8), shape, dtype)
+
+
+def _aligned(array: NDArray[np.uint8], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in the memory of `array`, which has ALIGNMENT bytes too many."""
+    memory = torch.from_numpy(array)
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : len(array) - ALIGNMENT + start].view(dtype).view(shape)
 
 
 def check_memory(num_bytes: int, device: torch.device, what: str) -> None:

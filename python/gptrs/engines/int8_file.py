@@ -15,7 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -73,10 +72,7 @@ def read_int8(file: Path, model: GPTModel, weights: Weights) -> _core.PackedWeig
             is_whole = len(opened.keys()) == 2 * len(names) + 1
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
-    # As bits: what is no number is not equal to itself.
-    if not is_whole or not np.array_equal(
-        samples.view(torch.int32), _samples(model).view(torch.int32)
-    ):
+    if not is_whole or not _is_same(samples, _samples(model)):
         raise CheckpointError(
             f"{file}: has the int8 weights of another model; name another file, or remove this one "
             "to have this model's written there"
@@ -94,6 +90,12 @@ def _check_format(file: Path, metadata: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{file}: has format version {version!r}; this gptrs reads version {FORMAT_VERSION!r}"
         )
+
+
+def _is_same(found: Tensor, wanted: Tensor) -> bool:
+    """Bit by bit: what is no number is not equal to itself."""
+    is_float = found.dtype == wanted.dtype
+    return is_float and torch.equal(found.view(torch.int32), wanted.view(torch.int32))
 
 
 def _samples(model: GPTModel) -> Tensor:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError
+from gptrs.memory import empty
 from gptrs.model.gpt import GPTModel
 from gptrs.weights.files import FLOATS, Entry, WeightFile
 from gptrs.weights.names import Recipe, Source
@@ -53,7 +54,7 @@ def filled_model(
     dtype = dtype or _widest(file.entries[source.name].dtype for source in sources.values())
     tensors = {n: torch.zeros(shapes[n], dtype=dtype, device=device) for n in zeros - {*sources}}
     for ours, source, stored in _stored(file, sources):
-        tensors[ours] = torch.empty(shapes[ours], dtype=dtype, device=device)
+        tensors[ours] = empty(shapes[ours], dtype, torch.device(device))
         tensors[ours].copy_(source.take(stored))
         if not _is_finite(tensors[ours]):
             problems.append(f"{source.name}: {ours} has values that are not finite in {dtype}")
