@@ -21,8 +21,7 @@ impl PyDigest {
     /// Goes on with the bytes of any object that shows them, as arrays do.
     fn update(&self, py: Python<'_>, part: &Bound<'_, PyAny>) -> PyResult<()> {
         let part = bytes(part)?;
-        let update =
-            || self.0.lock().unwrap_or_else(PoisonError::into_inner).update(part.get());
+        let update = || self.0.lock().unwrap_or_else(PoisonError::into_inner).update(part.get());
         py.detach(update);
         Ok(())
     }
