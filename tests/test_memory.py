@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load, save
 
 from gptrs import GPTModel
+from gptrs.errors import CheckpointError
 from gptrs.memory import ALIGNMENT, LARGE_BYTES, empty
+from gptrs.weights import filled_model
 
 CPU = torch.device("cpu")
 
@@ -51,3 +53,31 @@ def test_a_model_loaded_into_it_is_copied_saved_converted_and_trained_like_any_o
     optimizer.step()
     assert not torch.equal(model.eval()(ids), expected)
     assert model.to(torch.float64)(ids).dtype == torch.float64
+
+
+@pytest.mark.parametrize("format_", ["gptrs", "hf", "book"])
+@pytest.mark.parametrize("most_bytes", [1, 100, 1000, 10_000])
+def test_large_tensors_are_loaded_some_rows_after_the_others(
+    tmp_path, monkeypatch, format_, most_bytes
+):
+    monkeypatch.setattr(filled_model, "_LARGE_BYTES", most_bytes)
+    torch.manual_seed(most_bytes)
+    cfg = {"vocab_size": 67, "context_length": 9, "emb_dim": 12, "n_heads": 3, "n_layers": 2}
+    made = GPTModel(cfg)
+    made.save_pretrained(tmp_path, format=format_)
+    (path,) = tmp_path.glob("*.pth") if format_ == "book" else [tmp_path]
+    loaded = GPTModel.from_pretrained(path, cfg=cfg if format_ == "book" else None)
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_number_that_is_none_is_found_in_any_row_and_told_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(filled_model, "_LARGE_BYTES", 100)
+    cfg = {"vocab_size": 67, "context_length": 9, "emb_dim": 12, "n_heads": 3, "n_layers": 1}
+    made = GPTModel(cfg)
+    with torch.no_grad():
+        made.tok_emb.weight[[5, 66]] = torch.nan
+    made.save_pretrained(tmp_path, format="hf")
+    with pytest.raises(CheckpointError, match="not finite") as refused:
+        GPTModel.from_pretrained(tmp_path)
+    assert str(refused.value).count("tok_emb.weight") == 1

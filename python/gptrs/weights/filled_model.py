@@ -8,7 +8,7 @@ Nothing is drawn, and no tensor exists twice: loading needs little more memory t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -23,8 +23,10 @@ from gptrs.model.gpt import GPTModel
 from gptrs.weights.files import FLOATS, Entry, WeightFile
 from gptrs.weights.names import Recipe, Source
 
-# A part of the tensors is mapped at a time: this share of all, or one tensor if that is larger.
+# A part of the tensors is mapped at a time: this share of all, or one tensor if that is larger; of
+# a large one, so many bytes.
 _PARTS = 20
+_LARGE_BYTES = 32 << 20
 
 
 def filled_model(
@@ -53,10 +55,11 @@ def filled_model(
     head = sources.pop("out_head.weight") if cfg.tie_embeddings else None
     dtype = dtype or _widest(file.entries[source.name].dtype for source in sources.values())
     tensors = {n: torch.zeros(shapes[n], dtype=dtype, device=device) for n in zeros - {*sources}}
-    for ours, source, stored in _stored(file, sources):
-        tensors[ours] = empty(shapes[ours], dtype, torch.device(device))
-        tensors[ours].copy_(source.take(stored))
-        if not _is_finite(tensors[ours]):
+    for ours, source, rows, stored in _stored(file, sources):
+        if ours not in tensors:
+            tensors[ours] = empty(shapes[ours], dtype, torch.device(device))
+        tensors[ours][rows].copy_(source.take(stored))
+        if not _is_finite(tensors[ours][rows]):
             problems.append(f"{source.name}: {ours} has values that are not finite in {dtype}")
     if head is not None and not _is_same(head, sources["tok_emb.weight"], file):
         other = sources["tok_emb.weight"].name
@@ -132,15 +135,42 @@ def _misfit(file: WeightFile, problems: list[str]) -> CheckpointError:
 
 def _stored(
     file: WeightFile, sources: Mapping[str, Source]
-) -> Iterator[tuple[str, Source, Tensor]]:
-    """Our names, with the tensors that they are taken from; each of those is read once."""
+) -> Iterator[tuple[str, Source, slice, Tensor]]:
+    """Our names, and of each all rows with what they are taken from, or some after the others."""
     targets: dict[str, list[str]] = {}
     for ours, source in sources.items():
         targets.setdefault(source.name, []).append(ours)
     for part in _parts({name: math.prod(file.entries[name].shape) for name in targets}):
-        for name, stored in file.read(part):
+        by_rows = [name for name in part if _is_large(file, [sources[o] for o in targets[name]])]
+        for name, stored in file.read([name for name in part if name not in by_rows]):
             for ours in targets[name]:
-                yield ours, sources[ours], stored
+                yield ours, sources[ours], slice(None), stored
+        for name in by_rows:
+            for rows, stored in _row_by_row(file, name):
+                for ours in targets[name]:
+                    yield ours, sources[ours], rows, stored
+
+
+def _is_large(file: WeightFile, sources: Sequence[Source]) -> bool:
+    """Whether a tensor is too large to be mapped as a whole, and its rows are those of ours."""
+    is_plain = all(source.part is None and not source.is_transposed for source in sources)
+    return is_plain and _num_bytes(file, sources[0].name) > _LARGE_BYTES
+
+
+def _row_by_row(file: WeightFile, name: str) -> Iterator[tuple[slice, Tensor]]:
+    """Rows in groups, each unmapped before the next is read."""
+    count = file.entries[name].shape[0]
+    step = max(1, count * _LARGE_BYTES // _num_bytes(file, name))
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        for _, stored in file.read([name]):
+            yield rows, stored[rows]
+
+
+def _num_bytes(file: WeightFile, name: str) -> int:
+    entry = file.entries[name]
+    itemsize = entry.dtype.itemsize if isinstance(entry.dtype, torch.dtype) else 1
+    return math.prod(entry.shape) * itemsize
 
 
 def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
