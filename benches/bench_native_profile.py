@@ -1,7 +1,7 @@
 """Where a token's time goes in the native engine: what perf sees of its threads, part by part.
 
     make bench-native-profile      needs perf, and a build whose symbols name the kernels:
-    RUSTFLAGS="-C symbol-mangling-version=v0" make build
+    rm -r target/wheels/dev && RUSTFLAGS="-C symbol-mangling-version=v0" make build
 
 Samples are of processor time: a thread that waits at a barrier spins, and is seen there. What runs
 outside the engine (making the model, Python between the calls) does not count.
