@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 import torch
-from native_models import GPT2, SMALL, TINY, Shape
+from native_models import GPT2, SMALL, TINY, Shape, make_model
 from table import copy_ceiling, print_header, print_table
 
-import gptrs
 from gptrs import _core
 from gptrs.engines.native_engine import NativeEngine
 
@@ -64,17 +63,7 @@ def main() -> None:
 
 def decode(shape: Shape, precision: str) -> None:
     """Decodes for some seconds, and prints how long a token takes."""
-    torch.manual_seed(0)
-    config = gptrs.GPTConfig(
-        vocab_size=shape.vocab_size,
-        context_length=shape.context_length,
-        emb_dim=shape.width,
-        n_heads=shape.heads,
-        n_layers=shape.layers,
-        qkv_bias=True,
-        init="gpt2",
-    )
-    model = gptrs.GPTModel(config).eval()
+    model = make_model(shape).eval()
     if precision == "bfloat16":
         model = model.to(torch.bfloat16)
     int8 = precision == "int8"

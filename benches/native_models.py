@@ -14,6 +14,10 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gptrs
 
 HF = "hf"
 GGUF_TYPES = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
@@ -48,8 +52,8 @@ SMALL = Shape("4 layers, 256 wide", layers=4, width=256, heads=4)
 TINY = Shape("4 layers, 256 wide, vocabulary 512", layers=4, width=256, heads=4, vocab_size=512)
 
 
-def write_model(shape: Shape, folder: Path) -> None:
-    """Random weights, the same every time, as a folder that transformers reads."""
+def make_model(shape: Shape) -> "gptrs.GPTModel":
+    """Random weights, the same every time."""
     import torch
 
     import gptrs
@@ -63,7 +67,12 @@ def write_model(shape: Shape, folder: Path) -> None:
         qkv_bias=True,
     )
     torch.manual_seed(0)
-    gptrs.GPTModel(config).save_pretrained(folder / HF, format="hf")
+    return gptrs.GPTModel(config)
+
+
+def write_model(shape: Shape, folder: Path) -> None:
+    """The model as a folder that transformers reads."""
+    make_model(shape).save_pretrained(folder / HF, format="hf")
 
 
 def write_gguf(folder: Path) -> None:

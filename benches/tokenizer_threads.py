@@ -19,7 +19,7 @@ from table import print_table, seconds
 
 import gptrs
 
-LOOP_BYTES = bytes(1 << 24)
+LOOP_CONTENT = bytes(1 << 24)
 """Hashed in one call: between calls threads would wait for the GIL."""
 WHOLE = 1.85
 """So many times as fast on two threads: the machine had two processors for us."""
@@ -86,7 +86,7 @@ def _cells(way: Way, found: list[Round], megabytes: float) -> list[str]:
 
 def _processors() -> float:
     """How many processors two threads have that share nothing."""
-    hash_all = partial(hashlib.sha256, LOOP_BYTES)
+    hash_all = partial(hashlib.sha256, LOOP_CONTENT)
     return 2 * seconds(hash_all) / seconds(partial(_run_both, hash_all))
 
 
