@@ -11,7 +11,8 @@
  * instructions of their own where the processor has them. There is no attention, no norm, no
  * activation function: an engine cannot be faster than this unless it reads less.
  *
- * One line of output a variant: KERNEL ROWS AHEAD, nanoseconds a token (the median). Options:
+ * One line of output a variant: KERNEL ROWS AHEAD, nanoseconds a token: the median, and the mean. The
+ * first tells variants apart; whoever is timed over whole calls is compared with the second. Options:
  *     rows=R      rows that one thread reads side by side: 1, 2, 4, 8 or 16; packed: 16, 32 or 64
  *     ahead=B     bytes ahead of each row that are prefetched; 0: none
  *     kernel=K    rows; apart (rows far from each other); packed (int8: sixteen rows interleaved,
@@ -312,22 +313,28 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The median over single tokens: what else runs on this machine then costs a few of them only. */
-static double median_of(int count) {
+typedef struct {
+    double median, mean;
+} Seconds;
+
+/* What else runs on this machine costs a few single tokens, which the median does not see. */
+static Seconds seconds_of(int count) {
     run.tokens = count;
     barrier();
     tokens(0);
     barrier();
+    double sum = 0;
+    for (int token = 0; token < count; token++) sum += run.seconds[token];
     qsort(run.seconds, (size_t)count, sizeof *run.seconds, by_size);
-    return run.seconds[count / 2];
+    return (Seconds){run.seconds[count / 2], sum / count};
 }
 
 static void measure(double seconds) {
-    const double token = median_of(3);
-    const int count = (int)(seconds / token);
-    const double median = median_of(count < 3 ? 3 : count > MAX_TOKENS ? MAX_TOKENS : count);
+    const int count = (int)(seconds / seconds_of(3).median);
+    const Seconds a_token = seconds_of(count < 3 ? 3 : count > MAX_TOKENS ? MAX_TOKENS : count);
     const Variant v = run.variant;
-    printf("%s %d %zu %.0f\n", KERNELS[v.kernel], v.rows, v.ahead, median * 1e9);
+    printf("%s %d %zu %.0f %.0f\n", KERNELS[v.kernel], v.rows, v.ahead, a_token.median * 1e9,
+           a_token.mean * 1e9);
     fflush(stdout);
 }
 

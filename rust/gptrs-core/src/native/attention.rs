@@ -5,11 +5,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
 
-use half::bf16;
-
 use super::cache::HeadCache;
 use super::lanes::{LANES, Simd, Work};
-use super::math::softmax;
+use super::math::{rounded, softmax};
 use super::shared::Columns;
 use super::terms::Stored;
 
@@ -75,7 +73,7 @@ impl Work for Attend<'_> {
                 self.look_back(simd, keys, values);
             }
             HeadCache::Bf16([keys, values]) => {
-                self.append(keys, values, bf16::from_f32);
+                self.append(keys, values, rounded);
                 self.look_back(simd, keys, values);
             }
         }
@@ -91,10 +89,10 @@ impl Attend<'_> {
         for t in 0..self.count {
             let at = (self.start + t) * self.width;
             let [_, key, value] = self.parts(t);
-            self.turn(t, key, &mut turned);
+            let key = self.turned(t, key, &mut turned);
             let (block, lane) = ((self.start + t) / LANES, (self.start + t) % LANES);
             let places = &mut keys[block * LANES * self.width..][..LANES * self.head_dim];
-            for (place, &x) in places.as_chunks_mut::<LANES>().0.iter_mut().zip(&turned) {
+            for (place, &x) in places.as_chunks_mut::<LANES>().0.iter_mut().zip(key) {
                 place[lane] = to(x);
             }
             for (place, &x) in values[at..at + self.head_dim].iter_mut().zip(value) {
@@ -117,11 +115,8 @@ impl Attend<'_> {
 
     /// A query or a key, turned by the angles of its position: number i with number i + half.
     #[inline(always)]
-    fn turn(&self, t: usize, x: &[f32], out: &mut [f32]) {
-        let Some(turns) = self.turns else {
-            out.copy_from_slice(x);
-            return;
-        };
+    fn turned<'b>(&self, t: usize, x: &'b [f32], out: &'b mut [f32]) -> &'b [f32] {
+        let Some(turns) = self.turns else { return x };
         let half = self.head_dim / 2;
         let at = (self.start + t) * half;
         let (cos, sin) = (&turns.cos[at..at + half], &turns.sin[at..at + half]);
@@ -129,27 +124,28 @@ impl Attend<'_> {
             out[i] = x[i] * cos[i] - x[i + half] * sin[i];
             out[i + half] = x[i + half] * cos[i] + x[i] * sin[i];
         }
+        out
     }
 
     #[inline(always)]
     fn look_back<S: Simd, W: Stored>(&mut self, simd: S, keys: &[W], values: &[W]) {
         let longest = self.start + self.count;
-        let room = std::mem::take(self.room);
-        let Room { mut scores, mut queries, turned } = room;
-        queries.clear();
+        let mut room = std::mem::take(self.room);
+        let Room { scores, queries, turned } = &mut room;
         queries.resize(TOGETHER * self.width, 0.0);
+        turned.resize(self.head_dim, 0.0);
         scores.resize(scores.len().max(TOGETHER * longest.next_multiple_of(LANES)), 0.0);
         let mut t = 0;
         while t < self.count {
             if t + TOGETHER <= self.count {
-                self.queries::<S, W, TOGETHER>(simd, t, keys, values, &mut queries, &mut scores);
+                self.queries::<S, W, TOGETHER>(simd, t, keys, values, &mut room);
                 t += TOGETHER;
             } else {
-                self.queries::<S, W, 1>(simd, t, keys, values, &mut queries, &mut scores);
+                self.queries::<S, W, 1>(simd, t, keys, values, &mut room);
                 t += 1;
             }
         }
-        *self.room = Room { scores, queries, turned };
+        *self.room = room;
     }
 
     /// C queries from token `t` on.
@@ -160,16 +156,15 @@ impl Attend<'_> {
         t: usize,
         keys: &[W],
         values: &[W],
-        queries: &mut [f32],
-        scores: &mut [f32],
+        Room { scores, queries, turned }: &mut Room,
     ) {
         let (width, head_dim) = (self.width, self.head_dim);
         for c in 0..C {
             let [query, ..] = self.parts(t + c);
             let place = &mut queries[c * width..c * width + head_dim];
-            self.turn(t + c, query, place);
-            for x in place {
-                *x *= self.scale;
+            let query = self.turned(t + c, query, turned);
+            for (place, &x) in place.iter_mut().zip(query) {
+                *place = x * self.scale;
             }
         }
         // The last of them sees most.
@@ -182,14 +177,13 @@ impl Attend<'_> {
         self.score(simd, keys, seen, rows, scores);
         let mut factors = [0.0; C];
         for (c, row) in scores.chunks_exact_mut(stride).take(C).enumerate() {
-            let row = &mut row[..=self.start + t + c];
+            let last = self.start + t + c;
             if self.slope != 0.0 {
-                let last = row.len() - 1;
-                for (s, score) in row.iter_mut().enumerate() {
+                for (s, score) in row[..=last].iter_mut().enumerate() {
                     *score -= self.slope * (last - s) as f32;
                 }
             }
-            factors[c] = 1.0 / softmax(simd, row);
+            factors[c] = 1.0 / softmax(simd, row, last + 1);
         }
         let mut weights = [&scores[..0]; C];
         for (c, row) in scores.chunks_exact(stride).take(C).enumerate() {
@@ -220,10 +214,10 @@ impl Attend<'_> {
         let mut block = 0;
         while block < count {
             // Four sums at least are on their way at once.
-            block += if block + BLOCKS <= count {
-                self.blocks::<S, W, C, BLOCKS>(simd, keys, block, queries, scores)
-            } else {
-                self.blocks::<S, W, C, 1>(simd, keys, block, queries, scores)
+            block += match count - block {
+                1 => self.blocks::<S, W, C, 1>(simd, keys, block, queries, scores),
+                2 | 3 => self.blocks::<S, W, C, 2>(simd, keys, block, queries, scores),
+                _ => self.blocks::<S, W, C, BLOCKS>(simd, keys, block, queries, scores),
             };
         }
     }
@@ -319,12 +313,15 @@ impl Attend<'_> {
                 for g in 1..G {
                     sum = simd.add(sum, sums[c][g][j]);
                 }
-                let mut lanes = [0.0; LANES];
-                simd.store(simd.mul(sum, simd.splat(factors[c])), &mut lanes);
-                let start = from + j * LANES;
-                let end = out.len().min(start + LANES);
-                if start < end {
-                    out[start..end].copy_from_slice(&lanes[..end - start]);
+                let mixed = simd.mul(sum, simd.splat(factors[c]));
+                let start = (from + j * LANES).min(out.len());
+                let place = &mut out[start..];
+                if let Some(place) = place.first_chunk_mut::<LANES>() {
+                    simd.store(mixed, place);
+                } else {
+                    let mut lanes = [0.0; LANES];
+                    simd.store(mixed, &mut lanes);
+                    place.copy_from_slice(&lanes[..place.len()]);
                 }
             }
         }

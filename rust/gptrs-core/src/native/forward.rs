@@ -20,7 +20,7 @@ mod products;
 
 use std::sync::{Mutex, PoisonError};
 
-use self::inputs::{FEW_PACKED_ROWS, From, Inputs};
+use self::inputs::{FEW_PACKED_ROWS, From, Inputs, Place};
 use self::products::{To, Write};
 use super::attention::{Attend, Room, Turn};
 use super::cache::{Cache, Extent};
@@ -88,6 +88,8 @@ pub struct Model<'a> {
 pub struct Arena {
     x: Shared<f32>,
     inputs: Inputs,
+    /// What threads made of their own columns; apart, as others may still read `inputs`.
+    handed: Inputs,
     qkv: Shared<f32>,
     attended: Shared<f32>,
     hidden: Shared<f32>,
@@ -115,6 +117,7 @@ impl Arena {
         Ok(Self {
             x: Shared::new(MOST_ROWS * width, what)?,
             inputs: Inputs::new(MOST_ROWS, width, width.max(hidden), is_int8)?,
+            handed: Inputs::new(MOST_ROWS, 0, width.max(hidden), is_int8)?,
             qkv: Shared::new(MOST_ROWS * 3 * width, what)?,
             attended: Shared::new(MOST_ROWS * width, what)?,
             hidden: Shared::new(MOST_ROWS * hidden, what)?,
@@ -144,7 +147,7 @@ pub fn forward(
         tiles,
         num_rows,
         rows: &rows,
-        is_few: true,
+        place: Place::Own,
     };
     hand.embed();
     for index in 0..model.weights.blocks.len() {
@@ -155,8 +158,6 @@ pub fn forward(
         hand.rows = &pass.wanted;
         hand.head(logits);
     }
-    // The next pass begins with writing what others may still read.
-    worker.wait();
 }
 
 /// One thread's part.
@@ -172,8 +173,8 @@ struct Hand<'a> {
     num_rows: usize,
     /// Which rows of x these are; none: all.
     rows: &'a [usize],
-    /// Whether every thread has their inputs for itself.
-    is_few: bool,
+    /// Where their inputs are.
+    place: Place,
 }
 
 impl Hand<'_> {
@@ -233,8 +234,13 @@ impl Hand<'_> {
             self.worker.wait();
         }
         self.attend(index);
+        let heads =
+            self.has_own_heads().then(|| self.worker.share(width, width / self.worker.count));
+        let is_handed = heads.is_some_and(|mine| self.hand_over(From::Attended, &block.out, mine));
         self.worker.wait();
-        self.prepare(From::Attended, &[&block.out], None);
+        if !is_handed {
+            self.prepare(From::Attended, &[&block.out], None);
+        }
         self.product(&block.out, packed[3], From::Attended, to_x);
         self.worker.wait();
         self.prepare(From::Normed, &[&block.up], Some(&block.norm2));
@@ -245,8 +251,11 @@ impl Hand<'_> {
             let columns = unsafe { arena.hidden.write(start + mine.start..start + mine.end) };
             dispatch(self.model.found, Gelu(columns));
         }
+        let is_handed = self.hand_over(From::Hidden, &block.down, mine);
         self.worker.wait();
-        self.prepare(From::Hidden, &[&block.down], None);
+        if !is_handed {
+            self.prepare(From::Hidden, &[&block.down], None);
+        }
         self.product(&block.down, packed[5], From::Hidden, to_x);
         self.worker.wait();
     }

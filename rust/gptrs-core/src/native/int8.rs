@@ -16,7 +16,7 @@
 //! in order. A lane is a row, so nothing is ever summed across lanes.
 
 use super::lanes::{Found, GROUP, LANES, Operands, Simd, Work, dispatch};
-use super::math::{filled, largest_of};
+use super::math::filled;
 use super::numbers::Bytes;
 use super::shared::{Columns, Shared};
 use super::tile::AHEAD_BYTES;
@@ -124,10 +124,9 @@ impl Work for PackRow<'_> {
     fn run<S: Simd>(self, simd: S) {
         let (chunks, tail) = self.weights.as_chunks::<LANES>();
         let tail: [f32; LANES] = filled(tail, 0.0);
-        let parts = [scale_of(simd, chunks), scale_of(simd, &[tail])];
+        let [most, last] = [simd.magnitude(chunks), simd.magnitude(&[tail])];
         let factor;
-        (*self.scale, factor) =
-            if parts[1].0 > parts[0].0 || parts[1].0.is_nan() { parts[1] } else { parts[0] };
+        (*self.scale, factor) = scale_of(if last > most || last.is_nan() { last } else { most });
         let chunks = chunks.iter().chain([&tail]);
         let zeros = std::iter::repeat(&[0.0; LANES]);
         for (x, place) in chunks.chain(zeros).zip(self.bytes.as_chunks_mut::<LANES>().0) {
@@ -148,22 +147,12 @@ pub struct PackedRows<'a> {
     pub count: usize,
 }
 
-/// What a byte stands for, and its reciprocal. Numbers that are none stay it.
+/// What a byte stands for where numbers are no larger, and its reciprocal. Numbers that are none stay it.
 #[inline(always)]
-fn scale_of<S: Simd>(simd: S, numbers: &[[f32; LANES]]) -> (f32, f32) {
-    let (mut most, mut least, mut check) = (simd.splat(0.0), simd.splat(0.0), simd.splat(0.0));
-    for x in numbers {
-        let x = simd.load(x);
-        most = simd.max(most, x);
-        least = simd.min(least, x);
-        // 0, unless one is infinite or none.
-        check = simd.mul_add(x, simd.splat(0.0), check);
-    }
-    let both = simd.max(most, simd.mul(least, simd.splat(-1.0)));
-    let largest = largest_of(simd, both);
-    match largest + simd.sum(check) {
+fn scale_of(magnitude: f32) -> (f32, f32) {
+    match magnitude {
         0.0 => (0.0, 0.0),
-        largest if largest > 0.0 => (largest / 127.0, 127.0 / largest),
+        _ if magnitude > 0.0 => (magnitude / 127.0, 127.0 / magnitude),
         _ => (f32::NAN, 0.0),
     }
 }
@@ -196,14 +185,24 @@ impl Work for Quantize<'_> {
         let (bytes, _) = self.bytes.as_chunks_mut::<GROUP>();
         let groups = bytes.iter_mut().zip(self.starts).zip(self.scales);
         for (x, ((bytes, start), place)) in self.x.chunks(GROUP).zip(groups) {
-            let x: [f32; GROUP] = filled(x, 0.0);
+            let room;
+            let x = if let Some(whole) = x.first_chunk::<GROUP>() {
+                whole
+            } else {
+                room = filled(x, 0.0);
+                &room
+            };
             let (quarters, _) = x.as_chunks::<LANES>();
-            let (scale, factor) = scale_of(simd, quarters);
+            let (scale, factor) = scale_of(simd.magnitude(quarters));
             *place = scale;
+            let mut sum = simd.splat(0.0);
             for (x, bytes) in quarters.iter().zip(bytes.as_chunks_mut::<LANES>().0) {
-                *bytes = simd.to_i8(simd.mul(simd.load(x), simd.splat(factor)));
+                let x = simd.round(simd.mul(simd.load(x), simd.splat(factor)));
+                *bytes = simd.to_i8(x);
+                sum = simd.add(sum, x);
             }
-            *start = -128 * bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>();
+            // Whole numbers, and small ones: exact as floats. What is none counts as its byte, zero.
+            *start = -128 * simd.sum(sum) as i32;
         }
     }
 }
@@ -216,30 +215,64 @@ pub struct MatMulI8<'a> {
     pub out: Columns<'a>,
 }
 
-impl Work for MatMulI8<'_> {
+impl MatMulI8<'_> {
+    /// Multiplies all inputs with all rows. Every shape of a tile is compiled by itself, as in `tile`.
+    pub fn run(self, found: Found) {
+        match self.num_inputs {
+            // One input alone takes two blocks at once: a sum's every step waits for the one before.
+            1 if found.reads_ahead() => dispatch(found, Stream::<2, 1, false>(self)),
+            1 => dispatch(found, Stream::<2, 1, true>(self)),
+            2 => dispatch(found, Stream::<2, 2, true>(self)),
+            3 | 4 => dispatch(found, Stream::<1, 4, true>(self)),
+            5..=8 => dispatch(found, Stream::<1, 8, true>(self)),
+            _ => dispatch(found, PassBy(self)),
+        }
+    }
+}
+
+/// At most C inputs with all blocks, each of which is read once, from end to end; B at a time, which are
+/// far apart. Where it looks ahead, memory is asked for what comes soon.
+struct Stream<'a, const B: usize, const C: usize, const LOOKS_AHEAD: bool>(MatMulI8<'a>);
+
+impl<const B: usize, const C: usize, const LOOKS_AHEAD: bool> Work
+    for Stream<'_, B, C, LOOKS_AHEAD>
+{
     type Output = ();
 
     const OPERANDS: Operands = Operands::Bytes;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        match self.num_inputs {
-            // One input alone takes two blocks at once: a sum's every step waits for the one before.
-            1 => self.stream::<S, 2, 1>(simd),
-            2 => self.stream::<S, 2, 2>(simd),
-            3 | 4 => self.stream::<S, 1, 4>(simd),
-            5..=8 => self.stream::<S, 1, 8>(simd),
-            _ => {
-                for block in 0..self.num_blocks() {
-                    let mut input = 0;
-                    while input < self.num_inputs {
-                        let tile = Tile { block, distance: 1, height: 1, input };
-                        input += match self.num_inputs - input {
-                            1..=4 => self.meet::<S, 1, 4>(simd, tile),
-                            _ => self.meet::<S, 1, 8>(simd, tile),
-                        };
-                    }
-                }
+    fn run<S: Simd>(self, simd: S) {
+        let Self(mut all) = self;
+        let num_blocks = all.num_blocks();
+        let distance = num_blocks.div_ceil(B);
+        for block in 0..distance {
+            let height = (num_blocks - block).div_ceil(distance);
+            let tile = Tile { block, distance, height, input: 0 };
+            all.meet::<S, B, C, LOOKS_AHEAD>(simd, tile);
+        }
+    }
+}
+
+/// All inputs with one block after the other, which stays near.
+struct PassBy<'a>(MatMulI8<'a>);
+
+impl Work for PassBy<'_> {
+    type Output = ();
+
+    const OPERANDS: Operands = Operands::Bytes;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self(mut all) = self;
+        for block in 0..all.num_blocks() {
+            let mut input = 0;
+            while input < all.num_inputs {
+                let tile = Tile { block, distance: 1, height: 1, input };
+                input += match all.num_inputs - input {
+                    1..=4 => all.meet::<S, 1, 4, false>(simd, tile),
+                    _ => all.meet::<S, 1, 8, false>(simd, tile),
+                };
             }
         }
     }
@@ -249,8 +282,7 @@ impl Work for MatMulI8<'_> {
 #[derive(Clone, Copy)]
 struct Tile {
     block: usize,
-    /// From a block to the next. Where it is more than one, each is read from end to end, and memory is
-    /// asked for what comes soon.
+    /// From a block to the next.
     distance: usize,
     /// How many of the blocks there are.
     height: usize,
@@ -263,24 +295,15 @@ impl MatMulI8<'_> {
         self.rows.scales.len() / LANES
     }
 
-    /// At most C inputs with all blocks, each of which is read once, from end to end; B at a time, which
-    /// are far apart.
-    #[inline(always)]
-    fn stream<S: Simd, const B: usize, const C: usize>(&mut self, simd: S) {
-        let num_blocks = self.num_blocks();
-        let distance = num_blocks.div_ceil(B);
-        for block in 0..distance {
-            let height = (num_blocks - block).div_ceil(distance);
-            let tile = Tile { block, distance, height, input: 0 };
-            self.meet::<S, B, C>(simd, tile);
-        }
-    }
-
     /// C inputs with B blocks of rows: how many inputs there were.
     #[inline(always)]
-    fn meet<S: Simd, const B: usize, const C: usize>(&mut self, simd: S, tile: Tile) -> usize {
+    fn meet<S: Simd, const B: usize, const C: usize, const LOOKS_AHEAD: bool>(
+        &mut self,
+        simd: S,
+        tile: Tile,
+    ) -> usize {
         let num_inputs = C.min(self.num_inputs - tile.input);
-        let sums = self.sums::<S, B, C>(simd, tile, num_inputs);
+        let sums = self.sums::<S, B, C, LOOKS_AHEAD>(simd, tile, num_inputs);
         for b in 0..tile.height {
             let block = tile.block + b * tile.distance;
             let first = block * LANES;
@@ -303,7 +326,7 @@ impl MatMulI8<'_> {
     /// B x C sums of sixteen rows each; where there are fewer, the last counts several times.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
-    fn sums<S: Simd, const B: usize, const C: usize>(
+    fn sums<S: Simd, const B: usize, const C: usize, const LOOKS_AHEAD: bool>(
         &self,
         simd: S,
         Tile { block, distance, height, input }: Tile,
@@ -332,7 +355,7 @@ impl MatMulI8<'_> {
             for q in 0..LANES {
                 for b in 0..B {
                     let weights = &blocks[b][k][q];
-                    if distance > 1 {
+                    if LOOKS_AHEAD {
                         simd.prefetch(weights.as_ptr().wrapping_add(AHEAD_BYTES));
                     }
                     for c in 0..C {

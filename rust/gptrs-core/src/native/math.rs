@@ -165,47 +165,23 @@ fn gelu_divisor<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.add(exp(simd, inner), simd.splat(1.0))
 }
 
-/// The largest of sixteen.
+/// Softmax of the first `count` scores, in place and not yet divided by their sum, which is returned. Behind
+/// them there is room up to whole lanes, where zeros come to stand, or nearly: e^-87.
 #[inline(always)]
-pub fn largest_of<S: Simd>(simd: S, lanes: S::F) -> f32 {
-    let mut all = [0.0; LANES];
-    simd.store(lanes, &mut all);
-    let mut half = LANES / 2;
-    while half > 0 {
-        for l in 0..half {
-            all[l] = if all[l] > all[l + half] { all[l] } else { all[l + half] };
-        }
-        half /= 2;
-    }
-    all[0]
-}
-
-/// Softmax of scores, in place and not yet divided by their sum, which is returned.
-#[inline(always)]
-pub fn softmax<S: Simd>(simd: S, scores: &mut [f32]) -> f32 {
-    let (chunks, tail) = scores.as_chunks_mut::<LANES>();
+pub fn softmax<S: Simd>(simd: S, scores: &mut [f32], count: usize) -> f32 {
+    let whole = count.next_multiple_of(LANES);
+    scores[count..whole].fill(f32::NEG_INFINITY);
+    let (chunks, _) = scores[..whole].as_chunks_mut::<LANES>();
     let mut largest = simd.splat(f32::NEG_INFINITY);
     for chunk in &*chunks {
         largest = simd.max(largest, simd.load(chunk));
     }
-    let mut lanes = filled(tail, f32::NEG_INFINITY);
-    largest = simd.max(largest, simd.load(&lanes));
-    let largest = largest_of(simd, largest);
-    let minus_largest = simd.splat(-largest);
+    let minus_largest = simd.splat(-simd.largest(largest));
     let mut sum = simd.splat(0.0);
     for chunk in chunks {
         let y = exp(simd, simd.add(simd.load(chunk), minus_largest));
         sum = simd.add(sum, y);
         simd.store(y, chunk);
     }
-    let mut sum = simd.sum(sum);
-    if !tail.is_empty() {
-        let y = exp(simd, simd.add(simd.load(&lanes), minus_largest));
-        simd.store(y, &mut lanes);
-        tail.copy_from_slice(&lanes[..tail.len()]);
-        for &y in &*tail {
-            sum += y;
-        }
-    }
-    sum
+    simd.sum(sum)
 }

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use half::bf16;
 
-use super::lanes::{LANES, Simd};
+use super::lanes::{LANES, Operands, Simd};
 use super::math::filled;
 
 /// Numbers that are loaded at once.
@@ -47,6 +47,7 @@ pub trait Terms {
     type Input: Chunk;
     /// A chunk in a register.
     type Loaded<S: Simd>: Copy;
+    const OPERANDS: Operands = Operands::Floats;
 
     fn row<S: Simd>(simd: S, chunk: &Self::Row) -> Self::Loaded<S>;
     fn input<S: Simd>(simd: S, chunk: &Self::Input) -> Self::Loaded<S>;
@@ -109,6 +110,7 @@ impl Terms for Pairs {
     type Row = [bf16; 2 * LANES];
     type Input = [bf16; 2 * LANES];
     type Loaded<S: Simd> = S::W;
+    const OPERANDS: Operands = Operands::Pairs;
 
     #[inline(always)]
     fn row<S: Simd>(simd: S, chunk: &Self::Row) -> S::W {

@@ -30,8 +30,9 @@ fn shapes() -> impl Strategy<Value = Shape> {
         |((vocab_size, heads, half, layers, hidden), positions, kinds, seed)| {
             let (has_bias, is_bf16, is_even) = kinds;
             let head_dim = if positions == 3 { half * 2 } else { half };
-            // Half of them are as wide as tiles are.
-            let whole = |size: usize| if is_even { size.next_multiple_of(32) } else { size };
+            // Half of them are as wide as tiles are, or as groups of bytes.
+            let unit = if seed % 2 == 0 { 32 } else { 64 };
+            let whole = |size: usize| if is_even { size.next_multiple_of(unit) } else { size };
             let (head_dim, hidden) = (whole(head_dim), whole(hidden));
             Shape {
                 vocab_size,
@@ -224,6 +225,8 @@ proptest! {
         is_int8 in any::<bool>(),
         tokens in prop::collection::vec(any::<u32>(), 1..CONTEXT),
     ) {
+        // A norm of few numbers may make much of a small difference between them.
+        prop_assume!(shape.heads * shape.head_dim >= 16);
         let tokens: Vec<u32> = tokens.iter().map(|t| t % shape.vocab_size as u32).collect();
         let precision = if is_int8 { Precision::Int8 } else { Precision::AsStored };
         let logits = |kernels| {
@@ -232,16 +235,17 @@ proptest! {
         };
         let expected = logits(Kernels::Portable);
         let size = expected.iter().fold(1.0_f32, |size, x| size.max(x.abs()));
-        // A number that lies between two bytes may go either way.
+        // A number that lies between two bytes, or two bfloat16 in the cache, may go either way.
+        let tolerance = match (is_int8, shape.is_bf16) {
+            (true, _) => 0.05,
+            (false, true) => 0.02,
+            (false, false) => 1e-4,
+        };
         for kernels in Kernels::available() {
-            let tolerance = match kernels {
-                _ if is_int8 => 0.05,
-                Kernels::Amx | Kernels::Avx512Bf16 if shape.is_bf16 => 0.02,
-                _ => 2e-4,
-            };
-            for (found, expected) in logits(kernels).iter().zip(&expected) {
-                prop_assert!((found - expected).abs() <= tolerance * size, "{found} {expected}");
-            }
+            let found = logits(kernels);
+            let squares = found.iter().zip(&expected).map(|(found, expected)| (found - expected).powi(2));
+            let error = (squares.sum::<f32>() / expected.len() as f32).sqrt();
+            prop_assert!(error <= tolerance * size, "{}: {error} of {size}", kernels.name());
         }
     }
 }

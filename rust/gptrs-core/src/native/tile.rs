@@ -14,11 +14,10 @@
 
 use half::bf16;
 
-use super::lanes::{LANES, Operands, Simd, Work};
+use super::lanes::{Found, LANES, Operands, Simd, Work, dispatch};
 use super::math::filled;
-use super::numbers::Floats;
 use super::shared::Columns;
-use super::terms::{Chunk, InputOf, Pairs, RowOf, Singles, Terms};
+use super::terms::{Chunk, InputOf, RowOf, Singles, Terms};
 
 /// How long a sum is before it is added to the others: inputs of this length stay in L1.
 const MOST_COLUMNS: usize = 1024;
@@ -28,176 +27,171 @@ const BLOCK_ROWS: usize = 64;
 const HEIGHT: usize = 4;
 /// How far ahead of what is read the memory is asked.
 pub const AHEAD_BYTES: usize = 512;
+/// Rows of so many numbers are short.
+const SHORT: usize = 512;
 /// The most inputs that every row meets before the next.
 const MOST_STREAMED: usize = 32;
 /// The most inputs of a tile.
 const MOST_INPUTS: usize = 6;
 /// From so many inputs on, bfloat16 rows are widened once for all of them.
-const WIDENED_FROM: usize = 18;
+pub const WIDENED_FROM: usize = 18;
 
 /// Rows of a stored matrix, and inputs that are multiplied with each.
-pub struct MatMul<'a> {
-    pub rows: Floats<'a>,
+pub struct MatMul<'a, T: Terms> {
+    pub rows: &'a [RowOf<T>],
     /// How long a row is, and an input.
     pub columns: usize,
-    pub inputs: &'a [f32],
+    /// Row behind row.
+    pub inputs: &'a [InputOf<T>],
     pub num_inputs: usize,
     /// [inputs][rows], to be added to.
     pub out: Columns<'a>,
-    /// Room for widened rows.
-    pub room: &'a mut Vec<f32>,
 }
 
-impl Work for MatMul<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { rows, columns, inputs, num_inputs, mut out, room } = self;
-        match rows {
-            Floats::Bf16(rows) if num_inputs < WIDENED_FROM => {
-                let inputs = Inputs::<Singles<bf16>> { all: inputs, columns, count: num_inputs };
-                inputs.meet_all(simd, rows, &mut out);
-            }
-            Floats::Bf16(rows) => {
-                let inputs = Inputs::<Singles<f32>> { all: inputs, columns, count: num_inputs };
-                for (number, rows) in rows.chunks(BLOCK_ROWS * columns).enumerate() {
-                    inputs.pass_by(simd, widen(simd, rows, room), number * BLOCK_ROWS, &mut out);
-                }
-            }
-            Floats::F32(rows) => {
-                let inputs = Inputs::<Singles<f32>> { all: inputs, columns, count: num_inputs };
-                inputs.meet_all(simd, rows, &mut out);
-            }
-        }
-    }
-}
-
-/// The same in bfloat16, with inputs that are rounded to it.
-pub struct MatMulPairs<'a> {
-    pub rows: &'a [bf16],
-    pub columns: usize,
-    pub inputs: &'a [bf16],
-    pub num_inputs: usize,
-    pub out: Columns<'a>,
-}
-
-impl Work for MatMulPairs<'_> {
-    type Output = ();
-
-    const OPERANDS: Operands = Operands::Pairs;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { rows, columns, inputs, num_inputs, mut out } = self;
-        let inputs = Inputs::<Pairs> { all: inputs, columns, count: num_inputs };
-        inputs.meet_all(simd, rows, &mut out);
-    }
-}
-
-#[inline(always)]
-fn widen<'a, S: Simd>(simd: S, stored: &[bf16], room: &'a mut Vec<f32>) -> &'a [f32] {
-    room.resize(room.len().max(stored.len().next_multiple_of(LANES)), 0.0);
-    for (chunk, wide) in stored.chunks(LANES).zip(room.as_chunks_mut::<LANES>().0) {
-        simd.store(simd.load_bf16(&filled(chunk, bf16::ZERO)), wide);
-    }
-    &room[..stored.len()]
-}
-
-/// Inputs, row behind row.
-struct Inputs<'a, T: Terms> {
-    all: &'a [InputOf<T>],
-    columns: usize,
-    count: usize,
-}
-
-impl<T: Terms> Inputs<'_, T> {
-    /// Multiplies all of them with all rows.
-    #[inline(always)]
-    fn meet_all<S: Simd>(&self, simd: S, rows: &[RowOf<T>], out: &mut Columns<'_>) {
-        match self.count {
-            1 => self.stream::<S, 2, 1>(simd, rows, out),
-            2 => self.stream::<S, 4, 2>(simd, rows, out),
-            3 | 4 => self.stream::<S, 4, 4>(simd, rows, out),
-            5..=MOST_STREAMED => self.stream::<S, 3, 8>(simd, rows, out),
+impl<T: Terms> MatMul<'_, T> {
+    /// Multiplies all inputs with all rows. Every shape of a tile is compiled by itself: together they
+    /// leave the compiler no registers for where the rows are.
+    pub fn run(mut self, found: Found) {
+        match self.num_inputs {
+            1 if !found.reads_ahead() => dispatch(found, Stream::<T, 2, 1, true>(self)),
+            // Short rows are over before the sums' ends are: more of them overlap.
+            1 if self.columns <= SHORT => dispatch(found, Stream::<T, 4, 1, false>(self)),
+            1 => dispatch(found, Stream::<T, 2, 1, false>(self)),
+            2 => dispatch(found, Stream::<T, 4, 2, true>(self)),
+            3 | 4 => dispatch(found, Stream::<T, 4, 4, true>(self)),
+            5..=MOST_STREAMED => dispatch(found, Stream::<T, 3, 8, true>(self)),
             _ => {
-                for (number, rows) in rows.chunks(BLOCK_ROWS * self.columns).enumerate() {
-                    self.pass_by(simd, rows, number * BLOCK_ROWS, out);
+                for (number, rows) in self.rows.chunks(BLOCK_ROWS * self.columns).enumerate() {
+                    let place = number * BLOCK_ROWS;
+                    dispatch(found, PassBy { all: &mut self, rows, place });
                 }
             }
         }
     }
+}
 
-    /// All of them, C at a time, with all rows, each of which is read once, from end to end. Rows of a tile
-    /// are far apart: memory is quicker where it is read in several places at once, each as it lies.
+impl MatMul<'_, Singles<bf16>> {
+    /// The same with inputs that are worth it: each block of rows is widened once for all of them.
+    pub fn run_widened(self, found: Found, room: &mut Vec<f32>) {
+        let Self { rows, columns, inputs, num_inputs, out } = self;
+        let mut all = MatMul::<Singles<f32>> { rows: &[], columns, inputs, num_inputs, out };
+        for (number, rows) in rows.chunks(BLOCK_ROWS * columns).enumerate() {
+            let rows = dispatch(found, Widen { rows, room });
+            dispatch(found, PassBy { all: &mut all, rows, place: number * BLOCK_ROWS });
+        }
+    }
+}
+
+/// Rows that are widened.
+struct Widen<'a> {
+    rows: &'a [bf16],
+    room: &'a mut Vec<f32>,
+}
+
+impl<'a> Work for Widen<'a> {
+    type Output = &'a [f32];
+
     #[inline(always)]
-    fn stream<S: Simd, const R: usize, const C: usize>(
-        &self,
-        simd: S,
-        rows: &[RowOf<T>],
-        out: &mut Columns<'_>,
-    ) {
-        let num_rows = rows.len() / self.columns;
+    fn run<S: Simd>(self, simd: S) -> &'a [f32] {
+        let Self { rows, room } = self;
+        room.resize(room.len().max(rows.len().next_multiple_of(LANES)), 0.0);
+        for (chunk, wide) in rows.chunks(LANES).zip(room.as_chunks_mut::<LANES>().0) {
+            simd.store(simd.load_bf16(&filled(chunk, bf16::ZERO)), wide);
+        }
+        &room[..rows.len()]
+    }
+}
+
+/// All inputs, C at a time, with all rows, each of which is read once, from end to end. R rows are read
+/// side by side, far apart: memory is quicker where it is read in several places at once, each as it lies.
+/// Where it looks ahead, memory is asked for what comes soon.
+struct Stream<'a, T: Terms, const R: usize, const C: usize, const LOOKS_AHEAD: bool>(MatMul<'a, T>);
+
+impl<T: Terms, const R: usize, const C: usize, const LOOKS_AHEAD: bool> Work
+    for Stream<'_, T, R, C, LOOKS_AHEAD>
+{
+    type Output = ();
+
+    const OPERANDS: Operands = T::OPERANDS;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self(mut all) = self;
+        let num_rows = all.rows.len() / all.columns;
         let distance = num_rows.div_ceil(R);
         for row in 0..distance {
             let height = (num_rows - row).div_ceil(distance);
-            for input in (0..self.count).step_by(C) {
-                for from in (0..self.columns).step_by(MOST_COLUMNS) {
+            for input in (0..all.num_inputs).step_by(C) {
+                for from in (0..all.columns).step_by(MOST_COLUMNS) {
                     let tile = Tile { row, distance, height, from, input };
-                    self.meet::<S, R, C>(simd, rows, tile, 0, out);
+                    all.meet::<S, R, C, LOOKS_AHEAD>(simd, all.rows, tile, 0);
                 }
             }
         }
     }
+}
 
-    /// Multiplies all of them with a block of rows; the sums go to the columns from `place` on.
+/// All inputs with a block of rows, which stays near; the sums go to the columns from `place` on.
+struct PassBy<'a, 'b, T: Terms> {
+    all: &'a mut MatMul<'b, T>,
+    rows: &'a [RowOf<T>],
+    place: usize,
+}
+
+impl<T: Terms> Work for PassBy<'_, '_, T> {
+    type Output = ();
+
+    const OPERANDS: Operands = T::OPERANDS;
+
     #[inline(always)]
-    fn pass_by<S: Simd>(&self, simd: S, rows: &[RowOf<T>], place: usize, out: &mut Columns<'_>) {
-        let num_rows = rows.len() / self.columns;
-        for from in (0..self.columns).step_by(MOST_COLUMNS) {
+    fn run<S: Simd>(self, simd: S) {
+        let Self { all, rows, place } = self;
+        let num_rows = rows.len() / all.columns;
+        for from in (0..all.columns).step_by(MOST_COLUMNS) {
             let mut input = 0;
-            while input < self.count {
+            while input < all.num_inputs {
                 // What is left over is computed twice rather than compiled for every number.
-                let is_four = matches!(self.count - input, 1..=4 | 7 | 8);
+                let is_four = matches!(all.num_inputs - input, 1..=4 | 7 | 8);
                 for row in (0..num_rows).step_by(HEIGHT) {
                     let height = HEIGHT.min(num_rows - row);
                     let tile = Tile { row, distance: 1, height, from, input };
                     if is_four {
-                        self.meet::<S, HEIGHT, 4>(simd, rows, tile, place, out);
+                        all.meet::<S, HEIGHT, 4, false>(simd, rows, tile, place);
                     } else {
-                        self.meet::<S, HEIGHT, MOST_INPUTS>(simd, rows, tile, place, out);
+                        all.meet::<S, HEIGHT, MOST_INPUTS, false>(simd, rows, tile, place);
                     }
                 }
                 input += if is_four { 4 } else { MOST_INPUTS };
             }
         }
     }
+}
 
+impl<T: Terms> MatMul<'_, T> {
     /// The sums of a tile, added to their places.
     #[inline(always)]
-    fn meet<S: Simd, const R: usize, const C: usize>(
-        &self,
+    fn meet<S: Simd, const R: usize, const C: usize, const LOOKS_AHEAD: bool>(
+        &mut self,
         simd: S,
         rows: &[RowOf<T>],
         Tile { row, distance, height, from, input }: Tile,
         place: usize,
-        out: &mut Columns<'_>,
     ) {
         let (columns, span) = (self.columns, from..self.columns.min(from + MOST_COLUMNS));
-        let num_inputs = C.min(self.count - input);
-        let mut inputs = [&self.all[..0]; C];
+        let num_inputs = C.min(self.num_inputs - input);
+        let mut inputs = [&self.inputs[..0]; C];
         for (c, part) in inputs.iter_mut().enumerate() {
             let start = (input + c.min(num_inputs - 1)) * columns;
-            *part = &self.all[start + span.start..start + span.end];
+            *part = &self.inputs[start + span.start..start + span.end];
         }
         let mut tiled = [&rows[..0]; R];
         for (r, part) in tiled.iter_mut().enumerate() {
             let start = (row + r.min(height - 1) * distance) * columns;
             *part = &rows[start + span.start..start + span.end];
         }
-        let sums = tile::<S, T, R, C>(simd, tiled, inputs, distance > 1);
+        let sums = tile::<S, T, R, C, LOOKS_AHEAD>(simd, tiled, inputs);
         for (c, sums) in sums.iter().enumerate().take(num_inputs) {
-            let out = out.row(input + c);
+            let out = self.out.row(input + c);
             for (r, sum) in sums.iter().enumerate().take(height) {
                 out[place + row + r * distance] += sum;
             }
@@ -209,8 +203,7 @@ impl<T: Terms> Inputs<'_, T> {
 #[derive(Clone, Copy)]
 struct Tile {
     row: usize,
-    /// From a row to the next. Where it is more than one, each is read from end to end, and memory is asked
-    /// for what comes soon.
+    /// From a row to the next.
     distance: usize,
     /// How many of the rows there are.
     height: usize,
@@ -222,11 +215,10 @@ struct Tile {
 
 /// R x C sums of equally long rows and inputs. Where it looks ahead, memory is asked for what comes soon.
 #[inline(always)]
-fn tile<S: Simd, T: Terms, const R: usize, const C: usize>(
+fn tile<S: Simd, T: Terms, const R: usize, const C: usize, const LOOKS_AHEAD: bool>(
     simd: S,
     rows: [&[RowOf<T>]; R],
     inputs: [&[InputOf<T>]; C],
-    looks_ahead: bool,
 ) -> [[f32; R]; C] {
     let ahead = AHEAD_BYTES / size_of::<RowOf<T>>();
     let len = inputs[0].len();
@@ -243,7 +235,7 @@ fn tile<S: Simd, T: Terms, const R: usize, const C: usize>(
     for k in 0..count {
         let mut loaded = [T::row(simd, &row_chunks[0][k]); R];
         for r in 0..R {
-            if looks_ahead {
+            if LOOKS_AHEAD {
                 simd.prefetch(rows[r].as_ptr().wrapping_add(ahead + k * width));
             }
             loaded[r] = T::row(simd, &row_chunks[r][k]);

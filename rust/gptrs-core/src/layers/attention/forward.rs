@@ -5,7 +5,7 @@ use super::super::numbers::Number;
 use super::super::product::UNIT;
 use super::{Head, Room, Rows, scatter, sized};
 use crate::native::lanes::{LANES, Operands, Simd, Work};
-use crate::native::math::{exp, largest_of};
+use crate::native::math::exp;
 use crate::native::shared::Columns;
 use crate::native::tiles::{Product, Words};
 
@@ -90,7 +90,7 @@ fn weigh<S: Simd>(simd: S, head: &Head<'_>, query: usize, scores: &mut [f32]) ->
         largest = simd.max(largest, scaled);
         simd.store(scaled, chunk);
     }
-    let largest = largest_of(simd, largest);
+    let largest = simd.largest(largest);
     let mut sum = simd.splat(0.0);
     for chunk in &mut *chunks {
         let y = exp(simd, simd.add(simd.load(chunk), simd.splat(-largest)));

@@ -34,6 +34,17 @@ pub(super) enum From {
     Hidden,
 }
 
+/// Whose the inputs of a product are.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Place {
+    /// Every thread has them all for itself.
+    Own,
+    /// All threads', each of whom made some rows.
+    Common,
+    /// All threads', each of whom made some columns: those that it had computed.
+    Handed,
+}
+
 /// What a product is given: normed, in eight bits where the weights are, and packed for tiles or rounded.
 #[derive(Debug)]
 pub(super) struct Inputs {
@@ -85,38 +96,62 @@ impl Hand<'_> {
         let is_int8 = self.model.packed.is_some();
         let is_tiled = layers.iter().any(|layer| self.is_tiled(layer));
         let is_paired = layers.iter().any(|layer| self.is_paired(layer));
-        self.is_few = self.num_rows <= if is_tiled { FEW_PACKED_ROWS } else { FEW_ROWS };
+        let is_few = self.num_rows <= if is_tiled { FEW_PACKED_ROWS } else { FEW_ROWS };
+        self.place = if is_few { Place::Own } else { Place::Common };
         if norm.is_none() && !is_int8 && !is_tiled && !is_paired {
             return;
         }
         let unit = if is_tiled { SIDE } else { 1 };
-        let rows =
-            if self.is_few { 0..self.num_rows } else { self.worker.share(self.num_rows, unit) };
+        let rows = if is_few { 0..self.num_rows } else { self.worker.share(self.num_rows, unit) };
         if let Some(norm) = norm {
             self.norm(norm, rows.clone());
         }
         if is_int8 {
-            self.quantize(from, width, rows);
+            self.quantize(from, width, rows, 0..width);
         } else if is_tiled {
             self.pack(from, width, rows);
         } else if is_paired {
-            self.round(from, width, rows);
+            self.round(from, width, rows, 0..width);
         }
-        if !self.is_few {
+        if !is_few {
             self.worker.wait();
         }
     }
 
-    pub(super) fn inputs(&self) -> &Inputs {
-        if self.is_few { &self.own.inputs } else { &self.arena.inputs }
+    /// Makes a product's inputs ready as far as this thread has computed them: these columns. False where
+    /// that is not possible, or nothing is to be done.
+    ///
+    /// So numbers go from thread to thread in the form that is read, and nobody makes what others have.
+    pub(super) fn hand_over(&mut self, from: From, linear: &Linear, mine: Range<usize>) -> bool {
+        let width = linear.weight.columns;
+        // Where they are whole groups, they are so for all threads.
+        let is_int8 =
+            self.model.packed.is_some() && width.is_multiple_of(GROUP * self.worker.count);
+        if !is_int8 && !self.is_paired(linear) {
+            return false;
+        }
+        self.place = Place::Handed;
+        if is_int8 {
+            self.quantize(from, width, 0..self.num_rows, mine);
+        } else {
+            self.round(from, width, 0..self.num_rows, mine);
+        }
+        true
     }
 
-    /// Some rows of what a product gets, as floats.
+    pub(super) fn inputs(&self) -> &Inputs {
+        match self.place {
+            Place::Own => &self.own.inputs,
+            Place::Common => &self.arena.inputs,
+            Place::Handed => &self.arena.handed,
+        }
+    }
+
+    /// Some of what a product gets, as floats.
     ///
     /// # Safety
     /// They were written before the last barrier, or by this thread; nobody writes before the next.
-    pub(super) unsafe fn floats(&self, from: From, width: usize, rows: Range<usize>) -> &[f32] {
-        let span = rows.start * width..rows.end * width;
+    pub(super) unsafe fn floats(&self, from: From, span: Range<usize>) -> &[f32] {
         // SAFETY: the caller's.
         unsafe {
             match from {
@@ -130,7 +165,7 @@ impl Hand<'_> {
     fn norm(&mut self, norm: &Norm, rows: Range<usize>) {
         let (width, arena) = (self.width(), self.arena);
         let Own { inputs: own, norm: [scale_room, shift_room], .. } = &mut *self.own;
-        let inputs = if self.is_few { &*own } else { &arena.inputs };
+        let inputs = if self.place == Place::Own { &*own } else { &arena.inputs };
         let scale = norm.scale.floats().widened(scale_room);
         let shift = norm.shift.floats().widened(shift_room);
         for row in rows {
@@ -145,17 +180,19 @@ impl Hand<'_> {
         }
     }
 
-    fn quantize(&self, from: From, width: usize, rows: Range<usize>) {
+    /// Columns of rows to eight bits; they begin and end with groups.
+    fn quantize(&self, from: From, width: usize, rows: Range<usize>, columns: Range<usize>) {
         let (inputs, padded) = (self.inputs(), width.next_multiple_of(GROUP));
+        let end = columns.end.next_multiple_of(GROUP);
         for row in rows {
-            let start = row * padded;
-            let groups = start / GROUP..(start + padded) / GROUP;
-            // SAFETY: this row is this thread's until the barrier; so were its floats, or they were
-            // written before the last.
+            let bytes = row * padded + columns.start..row * padded + end;
+            let groups = bytes.start / GROUP..bytes.end / GROUP;
+            // SAFETY: these columns of the row are this thread's until the barrier; so were their floats,
+            // or they were written before the last.
             let job = unsafe {
                 Quantize {
-                    x: self.floats(from, width, row..row + 1),
-                    bytes: inputs.bytes.write(start..start + padded),
+                    x: self.floats(from, row * width + columns.start..row * width + columns.end),
+                    bytes: inputs.bytes.write(bytes),
                     starts: inputs.starts.write(groups.clone()),
                     scales: inputs.scales.write(groups),
                 }
@@ -164,16 +201,16 @@ impl Hand<'_> {
         }
     }
 
-    fn round(&self, from: From, width: usize, rows: Range<usize>) {
-        // SAFETY: these rows are this thread's until the barrier; so were their floats, or they were
-        // written before the last.
-        let job = unsafe {
-            Round {
-                x: self.floats(from, width, rows.clone()),
-                out: self.inputs().rounded.write(rows.start * width..rows.end * width),
-            }
-        };
-        dispatch(self.model.found, job);
+    fn round(&self, from: From, width: usize, rows: Range<usize>, columns: Range<usize>) {
+        for row in rows {
+            let span = row * width + columns.start..row * width + columns.end;
+            // SAFETY: these columns of the row are this thread's until the barrier; so were their floats,
+            // or they were written before the last.
+            let job = unsafe {
+                Round { x: self.floats(from, span.clone()), out: self.inputs().rounded.write(span) }
+            };
+            dispatch(self.model.found, job);
+        }
     }
 
     fn pack(&self, from: From, width: usize, rows: Range<usize>) {
@@ -183,7 +220,8 @@ impl Hand<'_> {
             // SAFETY: these sixteen rows are this thread's until the barrier; so were their floats, or
             // they were written before the last.
             let (x, out) = unsafe {
-                let x = self.floats(from, width, first..rows.end.min(first + SIDE));
+                let end = rows.end.min(first + SIDE);
+                let x = self.floats(from, first * width..end * width);
                 (x, self.inputs().pairs.write(place..place + SIDE * width / 2))
             };
             tiles.pack(x, width, out);

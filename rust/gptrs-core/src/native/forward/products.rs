@@ -10,10 +10,11 @@ use std::ops::Range;
 use half::bf16;
 
 use super::super::int8::{MatMulI8, Packed, PackedRows, Quantized};
-use super::super::lanes::{GROUP, dispatch};
+use super::super::lanes::GROUP;
 use super::super::numbers::{Floats, Numbers};
 use super::super::shared::{Columns, Shared};
-use super::super::tile::{MatMul, MatMulPairs};
+use super::super::terms::{Pairs, Singles};
+use super::super::tile::{MatMul, WIDENED_FROM};
 use super::super::tiles::{MatMulBf16, SIDE};
 use super::super::weights::Linear;
 use super::inputs::From;
@@ -85,9 +86,21 @@ impl Hand<'_> {
         let num_inputs = self.num_rows;
         let mut room = std::mem::take(&mut self.own.widened);
         // SAFETY: written before the last barrier, or by `prepare`; nobody writes before the next.
-        let inputs = unsafe { self.floats(from, columns, 0..num_inputs) };
-        let job = MatMul { rows, columns, inputs, num_inputs, out, room: &mut room };
-        dispatch(self.model.found, job);
+        let inputs = unsafe { self.floats(from, 0..num_inputs * columns) };
+        let found = self.model.found;
+        match rows {
+            Floats::F32(rows) => {
+                MatMul::<Singles<f32>> { rows, columns, inputs, num_inputs, out }.run(found);
+            }
+            Floats::Bf16(rows) => {
+                let job = MatMul::<Singles<bf16>> { rows, columns, inputs, num_inputs, out };
+                if num_inputs < WIDENED_FROM {
+                    job.run(found);
+                } else {
+                    job.run_widened(found, &mut room);
+                }
+            }
+        }
         self.own.widened = room;
     }
 
@@ -110,8 +123,7 @@ impl Hand<'_> {
         let num_inputs = self.num_rows;
         // SAFETY: `prepare` has written them, and nobody does before the next barrier.
         let inputs = unsafe { self.inputs().rounded.read(0..num_inputs * columns) };
-        let job = MatMulPairs { rows, columns, inputs, num_inputs, out };
-        dispatch(self.model.found, job);
+        MatMul::<Pairs> { rows, columns, inputs, num_inputs, out }.run(self.model.found);
     }
 
     fn multiply_i8(&self, rows: PackedRows<'_>, linear: &Linear, out: Columns<'_>) {
@@ -132,7 +144,7 @@ impl Hand<'_> {
         let job = MatMulI8 { rows, inputs, num_inputs, out };
         match tiles {
             Some(tiles) => tiles.multiply_i8(job),
-            None => dispatch(self.model.found, job),
+            None => job.run(self.model.found),
         }
     }
 }

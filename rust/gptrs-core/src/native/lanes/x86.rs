@@ -6,26 +6,29 @@ pub mod words;
 
 use std::arch::x86_64::{
     __m128, __m256, __m256i, __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-    _MM_HINT_T0, _mm_add_ps, _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128, _mm_packs_epi16,
-    _mm_prefetch, _mm_set1_epi32, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32,
-    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi32, _mm256_permute4x64_epi64,
-    _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
-    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _MM_HINT_T0, _mm_add_ps, _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128,
+    _mm_max_epu32, _mm_max_ps, _mm_movehdup_ps, _mm_movehl_ps, _mm_packs_epi16, _mm_prefetch,
+    _mm_set1_epi32, _mm_shuffle_epi32, _mm_storeu_ps, _mm_storeu_si128, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_and_si256, _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16,
+    _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epu32, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_packs_epi32, _mm256_permute4x64_epi64, _mm256_round_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_pd, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbusd_epi32,
+    _mm512_extractf64x4_pd, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_max_epu32, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+    _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use half::bf16;
 
 use super::super::tiles::Tiles;
-use super::{Found, GROUP, Kernels, LANES, Operands, Portable, Simd, Work};
+use super::{Found, GROUP, Kernels, LANES, MAGNITUDE, Operands, Portable, Simd, Work, finite};
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -192,6 +195,28 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        // SAFETY: above.
+        unsafe { largest_of_eight(_mm256_max_ps(a[0], a[1])) }
+    }
+
+    #[inline(always)]
+    fn magnitude(self, rows: &[[f32; LANES]]) -> f32 {
+        // SAFETY: above.
+        unsafe {
+            let mut most = [_mm256_setzero_si256(); 2];
+            for row in rows {
+                for (most, half) in most.iter_mut().zip(row.as_chunks::<8>().0) {
+                    let bits = _mm256_loadu_si256(half.as_ptr().cast());
+                    let magnitudes = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE as i32));
+                    *most = _mm256_max_epu32(*most, magnitudes);
+                }
+            }
+            finite(largest_word(_mm256_max_epu32(most[0], most[1])))
+        }
+    }
+
+    #[inline(always)]
     fn sum4(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
         // SAFETY: above.
         unsafe {
@@ -352,6 +377,30 @@ impl<const HAS_PAIRS: bool> Simd for Avx512<HAS_PAIRS> {
     }
 
     #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        // SAFETY: above.
+        unsafe {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)));
+            largest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a), high))
+        }
+    }
+
+    #[inline(always)]
+    fn magnitude(self, rows: &[[f32; LANES]]) -> f32 {
+        // SAFETY: above.
+        unsafe {
+            let mut most = _mm512_setzero_si512();
+            for row in rows {
+                let bits = _mm512_loadu_si512(row.as_ptr().cast());
+                let magnitudes = _mm512_and_si512(bits, _mm512_set1_epi32(MAGNITUDE as i32));
+                most = _mm512_max_epu32(most, magnitudes);
+            }
+            let (low, high) = (_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64::<1>(most));
+            finite(largest_word(_mm256_max_epu32(low, high)))
+        }
+    }
+
+    #[inline(always)]
     fn sum4(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
         // SAFETY: above.
         unsafe {
@@ -427,6 +476,26 @@ unsafe fn sum_of_four(a: __m128) -> f32 {
     unsafe {
         let pairs = _mm_hadd_ps(a, a);
         _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs))
+    }
+}
+
+#[inline(always)]
+unsafe fn largest_of_eight(a: __m256) -> f32 {
+    // SAFETY: the caller has AVX, so SSE3.
+    unsafe {
+        let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ps(two, _mm_movehdup_ps(two)))
+    }
+}
+
+#[inline(always)]
+unsafe fn largest_word(a: __m256i) -> u32 {
+    // SAFETY: the caller has AVX2, so SSE4.1.
+    unsafe {
+        let four = _mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+        let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b11_10>(four));
+        _mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32::<1>(two))) as u32
     }
 }
 
