@@ -108,7 +108,7 @@ class Ceiling:
         return Found(variant, rates[variant], rates[pinned], rates[huge], rates[read], summed)
 
     def rate(self, found: Found, shape: Shape, precision: str, threads: int) -> float:
-        """Tokens/s of the best variant, measured now as libraries are: over a whole stretch of time."""
+        """Tokens/s of the best variant, now, and as libraries are timed: over a whole stretch."""
         options = found.variant.options()
         (line,) = self._lines(shape, precision, threads, 0.5, options)
         return 1e9 / float(line[-1])

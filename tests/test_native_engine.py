@@ -516,13 +516,18 @@ def test_calls_by_hand_are_checked():
     assert native.extend([1], [0], [0], [1], [1]).shape == (1, model.cfg.vocab_size)
 
 
-def test_an_engine_serves_one_loop():
+def test_an_engine_serves_one_loop_at_a_time():
     engine = make_native(make_model(0))
-    _core.Generation(engine)
+    expected = read(engine, [[1]])
+    loop = _core.Generation(engine)
+    assert not engine.native.is_free
     with pytest.raises(GenerationError, match="a loop has taken"):
         _core.Generation(engine)
     with pytest.raises(GenerationError, match="a loop has taken"):
         read(engine, [[1]])
+    del loop
+    assert engine.native.is_free
+    assert torch.equal(read(engine, [[1]])[0], expected[0])
 
 
 # --- A model that changes ---

@@ -21,7 +21,13 @@ from gptrs import _core
 from gptrs.engines.decode_weights import Watch, probe
 from gptrs.engines.engine import Engine, Run
 from gptrs.engines.int8_file import read_int8, write_int8
-from gptrs.engines.native_weights import Weights, short, weights_of, why_not_native
+from gptrs.engines.native_weights import (
+    Weights,
+    constants_of,
+    short,
+    weights_of,
+    why_not_native,
+)
 from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.memory import check_memory
@@ -34,7 +40,8 @@ LANES = 16
 class NativeEngine(Engine):
     """The engine in Rust; see `why_not_native`.
 
-    A loop takes `native` and asks the model itself; the methods of an Engine work until then.
+    A loop takes `native` and asks the model itself. Before and after, the methods of an Engine
+    work, and another loop may take it.
 
     Args:
         model: in evaluation mode, or without dropout.
@@ -72,8 +79,10 @@ class NativeEngine(Engine):
         threads = torch.get_num_threads() if threads is None else threads
         if threads < 1:
             raise ConfigError(f"threads is at least 1, found {threads}")
+        self._threads = threads
         context_length = min(context_size, model.cfg.max_tokens or context_size)
-        _check_cache(model, slots, context_length, is_narrow=int8 or self._dtype == torch.bfloat16)
+        is_narrow = int8 or self._dtype == torch.bfloat16
+        self.cache_bytes = _check_cache(model, slots, context_length, is_narrow=is_narrow)
         self.native = _core.NativeModel(
             weights,
             slots=slots,
@@ -95,6 +104,18 @@ class NativeEngine(Engine):
             context_length=context_length,
             slots=slots,
             prefill_tokens=prefill_tokens,
+        )
+
+    def fits(self, *, slots: int, context_size: int, int8: bool) -> bool:
+        """Whether a new engine of these settings would be no other, and no loop has this one."""
+        context_length = min(context_size, self._model.cfg.max_tokens or context_size)
+        return (
+            self.native.is_free
+            and int8 == self._int8
+            and slots == self.slots
+            and context_length <= self.context_length
+            and self._threads == torch.get_num_threads()
+            and self._seen.is_current_in_all(self._model)
         )
 
     def refresh(self) -> Weights | None:
@@ -131,12 +152,14 @@ class NativeEngine(Engine):
         return torch.from_numpy(self.native.extend(tokens, slots, starts, counts, wanted))
 
 
-def _check_cache(model: GPTModel, slots: int, context_length: int, *, is_narrow: bool) -> None:
-    """Raises GenerationError where there is no memory for keys and values."""
+def _check_cache(model: GPTModel, slots: int, context_length: int, *, is_narrow: bool) -> int:
+    """How many bytes keys and values take; GenerationError where there is no memory for them."""
     width = model.cfg.n_heads * -(-model.cfg.head_dim // LANES) * LANES
     num_numbers = 2 * len(model.trf_blocks) * slots * context_length * width
     what = f"a key-value cache of {slots} rows of {context_length} tokens"
-    check_memory(num_numbers * (2 if is_narrow else 4), torch.device("cpu"), what)
+    num_bytes = num_numbers * (2 if is_narrow else 4)
+    check_memory(num_bytes, torch.device("cpu"), what)
+    return num_bytes
 
 
 class _Seen:
@@ -153,18 +176,26 @@ class _Seen:
         # Inference tensors do not count how often they were written.
         self._counted = [parameter for parameter in copied if not parameter.is_inference()]
         self._places, self._versions = self._now()
+        self._copied = copied
         self._probe = probe(copied)
+        self._constants = constants_of(model)
 
-    def is_current(self, *, thoroughly: bool = False) -> bool:
+    def is_current(self) -> bool:
         """Whether the model has the same layers and parameters at the same places.
 
-        Asked at every step of a stream, so it takes microseconds. `thoroughly` compares a sample of
-        what was copied as well: what is written through `parameter.data` is not counted.
+        Asked at every step of a stream, so it takes microseconds.
+        """
+        return self._watch.sees_no_change() and self._now() == (self._places, self._versions)
+
+    def is_current_in_all(self, model: GPTModel) -> bool:
+        """The same, and whether its constants are what they were, and a sample of what was copied.
+
+        Nobody counts what is written through `parameter.data`.
         """
         return (
-            self._watch.sees_no_change()
-            and self._now() == (self._places, self._versions)
-            and not (thoroughly and not torch.equal(probe(self._parameters), self._probe))
+            self.is_current()
+            and constants_of(model) == self._constants
+            and torch.equal(probe(self._copied), self._probe)
         )
 
     def _now(self) -> tuple[list[int], list[int]]:
@@ -185,7 +216,7 @@ _PACKED: WeakKeyDictionary[GPTModel, _Packed] = WeakKeyDictionary()
 def _known_packed(model: GPTModel, weights: Weights, file: Path | None) -> _Packed | None:
     """What an earlier engine packed, if the model is what it was then; or what the file has."""
     known = _PACKED.get(model)
-    if known is not None and not known.seen.is_current(thoroughly=True):
+    if known is not None and not known.seen.is_current_in_all(model):
         _PACKED.pop(model, None)  # The old copies go before others are made.
         known = None
     if known is None and file is not None and file.exists():

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gptrs import _core
-from gptrs.engines.choice import Model, make_engine
+from gptrs.engines.choice import Engine, Model, NativeEngine, make_engine
 from gptrs.errors import GenerationError
 from gptrs.generation.completions import Event, Output
 from gptrs.model.eval_mode import evaluating, grad_mode_kept
@@ -27,6 +27,8 @@ from gptrs.sampling.requests import EngineName, Request
 PREFILL_TOKENS = 2048
 # From here on, whole rows travel as fast.
 MOST_CANDIDATES = 1024
+MOST_KEPT_BYTES = 64 << 20
+"""Keys and values of an engine that is kept for the next call."""
 
 
 class Run:
@@ -89,6 +91,8 @@ class Backend:
     compile: bool
     max_batch: int
     is_fixed: bool
+    _former: list[NativeEngine] = field(default_factory=list, compare=False)
+    """The last run's, if it is small."""
 
     def engine(
         self,
@@ -98,12 +102,14 @@ class Backend:
         candidates: int | None = None,
         least: int = 1,
         prefill_tokens: int = PREFILL_TOKENS,
+        former: Engine | None = None,
     ) -> Any:
         """An engine; to be made inside `evaluating`, since with dropout there is no cache.
 
         Args:
             least: the fewest slots that will do.
             prefill_tokens: most tokens of prompts in a call.
+            former: one that will do if it fits.
         Raises:
             ConfigError: the engine asked for cannot run the model.
             GenerationError: there is no memory for the cache.
@@ -121,6 +127,7 @@ class Backend:
                     int8_file=self.int8_file,
                     compile=self.compile,
                     candidates=candidates,
+                    former=former,
                 )
             except GenerationError:
                 if self.is_fixed or slots <= least:
@@ -141,12 +148,22 @@ class Backend:
         """
         slots = min(len(requests), self.max_batch)
         longest = max((request.most_tokens for request in requests), default=1)
+        candidates = self._candidates(requests)
         with evaluating(self.model) as was_training:
-            engine = self.engine(slots, longest, candidates=self._candidates(requests))
+            engine = self.engine(slots, longest, candidates=candidates, former=self._take_former())
             run = Run(self.model, engine, None, was_training)
+        # Only now that the run has it: another thread would take it, too.
+        if isinstance(engine, NativeEngine) and engine.cache_bytes <= MOST_KEPT_BYTES:
+            self._former[:] = [engine]
         for request in requests:
             run.submit(request)
         return run
+
+    def _take_former(self) -> Engine | None:
+        """The engine of the last run, for nobody else."""
+        with suppress(IndexError):
+            return self._former.pop()
+        return None
 
     def _candidates(self, requests: Sequence[Request]) -> int | None:
         """How many of the largest logits are enough to draw from; None: not known, or too many.

@@ -8,7 +8,7 @@
 mod packed;
 mod run;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gptrs_core::Error;
 use gptrs_core::generate::{Extend, Limits, Logits, NextLogits};
@@ -26,7 +26,8 @@ use crate::tensor::TensorView;
 
 /// A model that decodes without Python. Its weights are read where they lie, or packed to int8.
 ///
-/// One loop may take it (`Generation`, `beam_search`); until then it can be asked by hand.
+/// A loop (`Generation`, `beam_search`) takes it, and gives it back when it goes; meanwhile it cannot be asked
+/// by hand, nor taken by another.
 ///
 /// Args:
 ///     weights: a `gptrs.engines.native_weights.Weights`: nobody may resize or free its tensors' memory.
@@ -40,12 +41,14 @@ use crate::tensor::TensorView;
 ///     ConfigError: shapes that do not fit each other, an unknown name, no threads.
 #[pyclass(name = "NativeModel", module = "gptrs._core", frozen)]
 pub struct PyNativeModel {
-    /// None once a loop has taken it.
-    model: Mutex<Option<NativeModel>>,
+    home: Arc<Home>,
     limits: Limits,
     kernels: &'static str,
     packed: Option<PackedWeights>,
 }
+
+/// Where a model is while no loop has it.
+type Home = Mutex<Option<NativeModel>>;
 
 #[pymethods]
 impl PyNativeModel {
@@ -73,7 +76,12 @@ impl PyNativeModel {
         let make = || NativeModel::with_packed(weights, options, packed);
         let model = py.detach(make).map_err(to_py_err)?;
         let (limits, packed) = (model.limits(), model.packed());
-        Ok(Self { model: Mutex::new(Some(model)), limits, kernels: kernels.name(), packed })
+        Ok(Self {
+            home: Arc::new(Mutex::new(Some(model))),
+            limits,
+            kernels: kernels.name(),
+            packed,
+        })
     }
 
     /// The names of the kernels that this processor can run, the fastest first.
@@ -86,6 +94,12 @@ impl PyNativeModel {
     #[getter]
     fn kernels(&self) -> &'static str {
         self.kernels
+    }
+
+    /// Whether no loop has it.
+    #[getter]
+    fn is_free(&self) -> bool {
+        self.lock().is_some()
     }
 
     /// What it packed, or was given; None without int8.
@@ -166,7 +180,7 @@ impl PyNativeModel {
 
 impl PyNativeModel {
     fn lock(&self) -> MutexGuard<'_, Option<NativeModel>> {
-        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+        self.home.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The loop asks for nothing else; a caller may.
@@ -183,9 +197,36 @@ impl PyNativeModel {
         )))
     }
 
-    /// The model itself, for a loop; only once.
-    fn take(&self) -> PyResult<NativeModel> {
-        self.lock().take().ok_or_else(taken)
+    /// The model itself, for a loop; its slots are empty.
+    fn lend(&self) -> PyResult<Lent> {
+        let mut model = self.lock().take().ok_or_else(taken)?;
+        for slot in 0..self.limits.slots {
+            model.truncate(slot, 0).map_err(to_py_err)?;
+        }
+        Ok(Lent { model: Some(model), home: Arc::clone(&self.home) })
+    }
+}
+
+/// A model that a loop has until this is dropped.
+struct Lent {
+    /// None in the end.
+    model: Option<NativeModel>,
+    home: Arc<Home>,
+}
+
+impl Lent {
+    fn model(&self) -> &NativeModel {
+        self.model.as_ref().expect("it is here until the end")
+    }
+
+    fn model_mut(&mut self) -> &mut NativeModel {
+        self.model.as_mut().expect("it is here until the end")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.model.take();
     }
 }
 
@@ -194,7 +235,9 @@ fn to_py_err(error: Error) -> PyErr {
 }
 
 fn taken() -> PyErr {
-    GenerationError::new_err("a loop has taken this native engine: make another one")
+    GenerationError::new_err(
+        "a loop has taken this native engine: make another one, or let the loop end",
+    )
 }
 
 pub fn find_kernels(name: Option<&str>) -> PyResult<Kernels> {

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gptrs_core::generate::{Extend, Limits, Logits, NextLogits};
-use gptrs_core::native::NativeModel;
 use pyo3::prelude::*;
 
-use super::{PyNativeModel, PyWeights, to_py_err};
+use super::{Lent, PyNativeModel, PyWeights, to_py_err};
 
 /// How often to hear Ctrl-C, and to ask whether the model has changed. Asking takes the GIL, which
 /// others may hold for a while; a step of a small model takes some 20 microseconds.
@@ -24,7 +23,7 @@ const LARGEST_PART: usize = 2048;
 
 /// A native model that a loop has taken from its Python engine.
 pub struct NativeRun {
-    model: NativeModel,
+    lent: Lent,
     /// The engine's method: None, or the weights as they are now.
     refresh: Py<PyAny>,
     last_check: Instant,
@@ -39,7 +38,7 @@ impl NativeRun {
     pub fn new(engine: &Bound<'_, PyAny>, model: &PyNativeModel) -> PyResult<Self> {
         Ok(Self {
             refresh: engine.getattr("refresh")?.unbind(),
-            model: model.take()?,
+            lent: model.lend()?,
             last_check: Instant::now(),
             is_due: Arc::default(),
             part: FIRST_PART,
@@ -57,7 +56,8 @@ impl NativeRun {
         if !is_due && self.last_check.elapsed() < BETWEEN_CHECKS {
             return Ok(());
         }
-        let Self { model, refresh, .. } = self;
+        let Self { lent, refresh, .. } = self;
+        let model = lent.model_mut();
         Python::attach(|py| {
             py.check_signals()?;
             let fresh: Option<PyWeights<'_>> = refresh.bind(py).call0()?.extract()?;
@@ -96,7 +96,7 @@ impl NativeRun {
                 return Ok(());
             }
             let start = Instant::now();
-            self.model.extend(&part).map_err(to_py_err)?;
+            self.lent.model_mut().extend(&part).map_err(to_py_err)?;
             let num_read = part.iter().map(|w| w.tokens.len()).sum();
             self.part = next_part(num_read, start.elapsed());
             self.check()?;
@@ -108,30 +108,30 @@ impl NextLogits for NativeRun {
     type Error = PyErr;
 
     fn limits(&self) -> Limits {
-        self.model.limits()
+        self.lent.model().limits()
     }
 
     fn extend(&mut self, work: &[Extend<'_>]) -> PyResult<()> {
         self.check()?;
         let num_tokens: usize = work.iter().map(|w| w.tokens.len()).sum();
         if num_tokens <= self.part.max(work.len()) {
-            return self.model.extend(work).map_err(to_py_err);
+            return self.lent.model_mut().extend(work).map_err(to_py_err);
         }
         let mut work = work.to_vec();
         self.read_ahead(&mut work)?;
-        self.model.extend(&work).map_err(to_py_err)
+        self.lent.model_mut().extend(&work).map_err(to_py_err)
     }
 
     fn logits(&self) -> Logits<'_> {
-        self.model.logits()
+        self.lent.model().logits()
     }
 
     fn copy(&mut self, from: usize, to: usize, len: usize) -> PyResult<()> {
-        self.model.copy(from, to, len).map_err(to_py_err)
+        self.lent.model_mut().copy(from, to, len).map_err(to_py_err)
     }
 
     fn truncate(&mut self, slot: usize, len: usize) -> PyResult<()> {
-        self.model.truncate(slot, len).map_err(to_py_err)
+        self.lent.model_mut().truncate(slot, len).map_err(to_py_err)
     }
 }
 
