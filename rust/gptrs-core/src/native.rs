@@ -329,19 +329,36 @@ impl NextLogits for NativeModel {
 }
 
 /// Every matrix in eight bits, on all threads.
+#[allow(unsafe_code, reason = "each thread writes matrices of its own, and nobody does afterwards")]
 fn pack(weights: &Weights, pool: &mut Pool, kernels: Kernels) -> Result<PackedWeights> {
     let found = kernels.found();
     let all = matrices(weights);
-    let packed: Vec<_> = all.iter().map(|_| OnceLock::new()).collect();
+    let mut end = 0;
+    let places: Vec<_> = all
+        .iter()
+        .map(|matrix| {
+            let start = end;
+            end += Packed::num_bytes(matrix);
+            start..end
+        })
+        .collect();
+    let bytes = Arc::new(Shared::in_large_pages(end, "weights in eight bits")?);
+    let scales: Vec<_> = all.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     pool.run(&|_| {
         // The largest, which is the last, goes first.
         while let Some(left) = all.len().checked_sub(1 + next.fetch_add(1, Ordering::Relaxed)) {
-            packed[left].get_or_init(|| Packed::of(all[left], found));
+            // SAFETY: places do not overlap, and each number comes once.
+            let place = unsafe { bytes.write(places[left].clone()) };
+            scales[left].get_or_init(|| Packed::pack(all[left], place, found));
         }
     });
-    let packed: Result<_> = packed.into_iter().filter_map(OnceLock::into_inner).collect();
-    Ok(PackedWeights(Arc::new(packed?)))
+    let scales = scales.into_iter().filter_map(OnceLock::into_inner);
+    let parts = places.into_iter().zip(scales).map(|(place, scales)| {
+        // SAFETY: all are written.
+        (unsafe { Bytes::part(&bytes, place) }, scales)
+    });
+    PackedWeights::of_parts(weights, parts.collect())
 }
 
 /// Of each block Q, K, V, out_proj, ff.0, ff.2; at the end the output layer.

@@ -18,7 +18,7 @@
 use super::lanes::{Found, GROUP, LANES, Operands, Simd, Work, dispatch};
 use super::math::filled;
 use super::numbers::Bytes;
-use super::shared::{Columns, Shared};
+use super::shared::Columns;
 use super::tile::AHEAD_BYTES;
 use super::weights::Matrix;
 use crate::{Error, Result};
@@ -38,18 +38,19 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Rounds every weight to the nearest of the 255 that its row has.
-    ///
-    /// # Errors
-    /// `NoMemory`.
-    pub fn of(matrix: &Matrix, found: Found) -> Result<Self> {
+    /// How many bytes a matrix has.
+    pub fn num_bytes(matrix: &Matrix) -> usize {
+        matrix.rows.next_multiple_of(LANES) * matrix.columns.next_multiple_of(GROUP)
+    }
+
+    /// Rounds every weight to the nearest of the 255 that its row has, into these bytes, of which there are
+    /// as many as `num_bytes` says; the scales.
+    pub fn pack(matrix: &Matrix, all_bytes: &mut [u8], found: Found) -> Vec<f32> {
         let padded = matrix.columns.next_multiple_of(GROUP);
-        let padded_rows = matrix.rows.next_multiple_of(LANES);
-        let mut all_bytes = Shared::new(padded_rows * padded, "weights in eight bits")?;
-        let mut all_scales = vec![0.0; padded_rows];
+        let mut all_scales = vec![0.0; matrix.rows.next_multiple_of(LANES)];
         let mut wide = Vec::new();
         let mut row_bytes = vec![0; padded];
-        let blocks = all_bytes.get_mut().chunks_mut((LANES * padded).max(1));
+        let blocks = all_bytes.chunks_mut((LANES * padded).max(1));
         let scales = all_scales.as_chunks_mut::<LANES>().0;
         for (block, (bytes, scales)) in blocks.zip(scales).enumerate() {
             for (lane, scale) in scales.iter_mut().enumerate() {
@@ -66,10 +67,10 @@ impl Packed {
                 }
             }
         }
-        Ok(Self { bytes: Bytes::of(all_bytes), scales: all_scales, rows: matrix.rows, padded })
+        all_scales
     }
 
-    /// What `parts` of a copy of this matrix gave.
+    /// What `pack` gave, or `parts` of a copy of this matrix.
     ///
     /// # Errors
     /// `Setting`: they are of another size.

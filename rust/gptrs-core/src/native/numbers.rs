@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
 
@@ -134,11 +135,16 @@ impl Bytes {
         Self { data, len, _owner: owner }
     }
 
-    /// Bytes of its own.
-    pub(super) fn of(bytes: Shared<u8>) -> Self {
-        let (data, len) = (bytes.get().as_ptr(), bytes.len());
-        // SAFETY: they are its own, nobody else has it to write to, and moving it does not move them.
-        unsafe { Self::new(data, len, Arc::new(bytes)) }
+    /// A part of what several have.
+    ///
+    /// # Safety
+    /// Nobody writes to it any more.
+    pub(super) unsafe fn part(all: &Arc<Shared<u8>>, range: Range<usize>) -> Self {
+        // SAFETY: the caller's; the memory stays where it is while somebody has a part.
+        unsafe {
+            let bytes = all.read(range);
+            Self::new(bytes.as_ptr(), bytes.len(), Arc::<Shared<u8>>::clone(all))
+        }
     }
 
     /// All of them.
