@@ -27,6 +27,7 @@ from gptrs.engines.native_engine import NativeEngine
 from gptrs.engines.native_weights import weights_of, why_not_native
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
 from gptrs.model.layers import MultiHeadAttention
+from gptrs.model.linear import Linear
 
 SEEDS = range(24)
 KINDS = ("learned", "sinusoidal", "rope", "alibi", "none")
@@ -182,20 +183,20 @@ def test_bfloat16_is_read_as_it_is_and_summed_wider(seed, kernels):
     model = make_model(seed, torch.bfloat16, **widths)
     prompts = make_prompts(seed, model, count=3)
     wide = make_model(seed, torch.bfloat16, **widths).float()
-    linear = {"amx": RoundingWholeTiles, "avx512bf16": Rounding}.get(kernels, nn.Linear)
-    layers = {MultiHeadAttention: KeepingInBfloat16, nn.Linear: linear}
+    linear = {"amx": RoundingWholeTiles, "avx512bf16": Rounding}.get(kernels, Linear)
+    layers = {MultiHeadAttention: KeepingInBfloat16, Linear: linear}
     wanted = expected(as_oracle(wide, layers), prompts)
     found = read(make_native(model, kernels=kernels), prompts)
     # A number between two of bfloat16 goes one way or the other by its last bit.
     difference = (torch.cat(found) - torch.cat(wanted)).abs()
     assert difference.median() < {"amx": 2e-3, "avx512bf16": 4e-3}.get(kernels, 1e-4)
-    assert difference.max() < (0.02 if linear is nn.Linear else 0.1)
+    assert difference.max() < (0.02 if linear is Linear else 0.1)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_int8_is_a_model_of_quantized_layers(seed):
     model, quantized = make_model(seed), make_model(seed)
-    classes = {MultiHeadAttention: KeepingInBfloat16, nn.Linear: FakeQuantized}
+    classes = {MultiHeadAttention: KeepingInBfloat16, Linear: FakeQuantized}
     prompts = make_prompts(seed, model, count=3)
     wanted = torch.cat(expected(as_oracle(quantized, classes), prompts))
     found = torch.cat(read(make_native(model, int8=True), prompts))

@@ -462,5 +462,19 @@ def gelu_backward(
 def exp_and_sum(
     rows: object, sums: object, *, threads: int, kernels: str | None = None
 ) -> None: ...
+def softmax_and_losses(
+    rows: object, targets: object, losses: object, *, threads: int, kernels: str | None = None
+) -> None: ...
 def turn(source: object, target: object, *, threads: int, kernels: str | None = None) -> None: ...
 def sum_of_squares(x: object, *, threads: int, kernels: str | None = None) -> float: ...
+def matmul(
+    left: object,
+    right: object,
+    out: object,
+    *,
+    row: object | None = None,
+    adds: bool = False,
+    threads: int,
+    kernels: str | None = None,
+) -> None: ...
+def matmul_beats_mkl() -> bool: ...

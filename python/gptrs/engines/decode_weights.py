@@ -27,6 +27,7 @@ from gptrs.model.layers import (
     MultiHeadAttention,
     TransformerBlock,
     is_stock,
+    stock_class,
 )
 from gptrs.model.positions import AlibiBias, SinusoidalEmbedding, T5Bias
 
@@ -228,7 +229,7 @@ def _difference(model: GPTModel, module: nn.Module | None, kind: type | None) ->
     if module is None:
         return f"a {expected} is missing"
     where = next(name for name, each in model.named_modules() if each is module) or "the model"
-    if type(module) is not kind:
+    if stock_class(module) is not kind:
         return f"{type(module).__name__} stands in the place of {expected} at {where}"
     if "forward" in vars(module):
         return f"{where} has a forward of its own"

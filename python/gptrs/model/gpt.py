@@ -31,6 +31,7 @@ from gptrs.model.layers import (
     MultiHeadAttention,
     TransformerBlock,
 )
+from gptrs.model.linear import Linear
 from gptrs.model.positions import position_embedding, score_bias
 from gptrs.model.segment_cache import cache_for
 from gptrs.model.state_dict import is_tied, register_hooks
@@ -93,7 +94,7 @@ class GPTModel(nn.Module):
         self.drop_emb = nn.Dropout(cfg.drop_rate)
         self.trf_blocks = nn.Sequential(*(TransformerBlock(cfg) for _ in range(cfg.n_layers)))
         self.final_norm = LayerNorm(cfg.emb_dim)
-        self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
+        self.out_head: nn.Linear = Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
         if cfg.tie_embeddings:
             self.out_head.weight = self.tok_emb.weight
         if cfg.init == "gpt2":

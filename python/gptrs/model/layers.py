@@ -26,6 +26,7 @@ from gptrs.config import ConfigLike, GPTConfig
 from gptrs.errors import ConfigError, DataError
 from gptrs.model import operators
 from gptrs.model.dropout import SeededDropout
+from gptrs.model.linear import Linear
 from gptrs.model.positions import LayerPositions, Rotation, layer_positions, rotate
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FeedForward(nn.Module):
         super().__init__()
         emb_dim = GPTConfig.of(cfg).emb_dim
         self.layers = nn.Sequential(
-            nn.Linear(emb_dim, 4 * emb_dim), GELU(), nn.Linear(4 * emb_dim, emb_dim)
+            Linear(emb_dim, 4 * emb_dim), GELU(), Linear(4 * emb_dim, emb_dim)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,10 +131,10 @@ class MultiHeadAttention(nn.Module):
         self.head_dim = d_out // num_heads
         self.context_length = context_length
         self.scale = 1 / math.sqrt(self.head_dim) if scale is None else scale
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.out_proj = nn.Linear(d_out, d_out)
+        self.W_query = Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
         self.positions = positions
         self.register_load_state_dict_pre_hook(_drop_mask)  # type: ignore[no-untyped-call]
@@ -304,7 +305,7 @@ def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does just what the class's `forward` does: then it may be skipped.
 
     A parametrization, and sharding by FSDP, give a module another class. A dropout stays one with
-    other random numbers.
+    other random numbers, and a linear layer where the core multiplies.
     """
     hooks = (
         module._forward_hooks,
@@ -312,8 +313,13 @@ def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    found = nn.Dropout if type(module) is SeededDropout else type(module)
-    return found is kind and not any(hooks) and "forward" not in vars(module)
+    return stock_class(module) is kind and not any(hooks) and "forward" not in vars(module)
+
+
+def stock_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, or torch's that it does the same as."""
+    same: dict[type[nn.Module], type[nn.Module]] = {SeededDropout: nn.Dropout, Linear: nn.Linear}
+    return same.get(type(module), type(module))
 
 
 def _drop_mask(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.errors import CheckpointError, ConfigError
+from gptrs.model.linear import Linear, is_plain
 from gptrs.model.lora_base import ADAPTER_PARTS, described_base, differs_from
 from gptrs.model.lora_base import base_fingerprint as base_fingerprint
 from gptrs.tensor_folder import read_folder, write_folder
@@ -37,7 +38,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _BLOCK = re.compile(r"^.*?\.\d+\.")
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """`linear`, whose parameters it takes over and freezes, plus `lora_B @ lora_A * alpha / rank`.
 
     Attributes:
@@ -71,9 +72,7 @@ class LoRALinear(nn.Linear):
 
     def merged(self) -> nn.Linear:
         """A plain layer that computes the same as this one does without dropout, to rounding."""
-        linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta"
-        )
+        linear = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         with torch.no_grad():
             added = self.lora_B.double() @ self.lora_A.double() * self.scaling
             weight = (self.weight.double() + added).to(self.weight.dtype)
@@ -246,7 +245,7 @@ def _check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
 def _target_names(model: nn.Module, targets: list[str]) -> list[str]:
     """The paths of the layers that the targets name, in the model's order."""
     _refuse_twice(model)
-    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear and name}
+    linears = {name: m for name, m in model.named_modules() if is_plain(m) and name}
     if not targets:
         raise ConfigError(f"targets name no layer; there are {_known(linears)}")
     for target in targets:
@@ -315,13 +314,13 @@ def _misfits(
     expected: dict[str, list[int]] = {}
     for name in names:
         module = modules.get(name)
-        if type(module) is not nn.Linear:
+        if not is_plain(module):
             yield f"the model has no nn.Linear {name}"
             continue
         expected[f"{name}.lora_A"] = [rank, module.in_features]
         expected[f"{name}.lora_B"] = [module.out_features, rank]
     yield from _misshapen(tensors, expected)
-    if type(modules.get(base["layer"])) is nn.Linear and (why := differs_from(model, base)):
+    if is_plain(modules.get(base["layer"])) and (why := differs_from(model, base)):
         yield why
 
 

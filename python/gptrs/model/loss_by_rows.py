@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptrs import _core
 from gptrs.model.forward_pass import check_targets
+from gptrs.model.linear import matmul
+from gptrs.model.operators import is_for_core
 
 BLOCK_ROWS = 512
 """Of 128, 256 and 512 the fastest: grad_weight is read and written once a block."""
@@ -40,19 +43,19 @@ def loss_by_rows(
         row_weight_N = counted_N.to(dtype) / counted_N.sum()
         scaled_ND = row_weight_N[:, None] * hidden_ND
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD if wants_weight else weight_VD[:0])
-        buffers = hidden_ND.new_empty(2, min(BLOCK_ROWS, len(hidden)), len(weight))
+        # Zeros only where no first block overwrites them: they take time, too.
+        new_like = torch.empty_like if len(hidden) else torch.zeros_like
+        grad_weight_VD = new_like(weight_VD if wants_weight else weight_VD[:0])
+        room_RV = hidden_ND.new_empty(min(BLOCK_ROWS, len(hidden)), len(weight))
         losses_N = torch.empty_like(row_weight_N)
         for first in range(0, len(hidden), BLOCK_ROWS):
             block = slice(first, first + BLOCK_ROWS)
-            logits_RV, log_p_RV = buffers[:, : len(hidden_ND[block])]
-            torch.mm(hidden_ND[block], weight_VD.T, out=logits_RV)
-            torch.log_softmax(logits_RV, dim=1, out=log_p_RV)
-            losses_N[block] = -log_p_RV.gather(1, targets_N[block, None])[:, 0]
-            p_RV = log_p_RV.exp_()
-            torch.mm(p_RV, weight_VD, out=grad_hidden_ND[block])
+            p_RV = room_RV[: len(hidden_ND[block])]
+            matmul(hidden_ND[block], weight_VD.T, p_RV)
+            _to_probabilities(p_RV, targets_N[block], losses_N[block])
+            matmul(p_RV, weight_VD, grad_hidden_ND[block])
             if wants_weight:
-                grad_weight_VD.addmm_(p_RV.T, scaled_ND[block])
+                matmul(p_RV.T, scaled_ND[block], grad_weight_VD, adds=first > 0)
         grad_hidden_ND = row_weight_N[:, None] * (grad_hidden_ND - weight_VD[targets_N])
         if wants_weight:
             grad_weight_VD.index_add_(0, targets_N, -scaled_ND)
@@ -73,17 +76,36 @@ def _(
     return hidden.new_empty((), dtype=dtype), torch.empty_like(hidden), grad_weight
 
 
+def _to_probabilities(logits_RV: Tensor, targets_R: Tensor, losses_R: Tensor) -> None:
+    """The logits become probabilities, the losses minus the logarithms of the targets'."""
+    if logits_RV.dtype == torch.float32 and is_for_core(logits_RV):
+        threads = torch.get_num_threads()
+        _core.softmax_and_losses(logits_RV, targets_R, losses_R, threads=threads)
+        return
+    log_p_RV = logits_RV.log_softmax(dim=1)
+    losses_R.copy_(-log_p_RV.gather(1, targets_R[:, None])[:, 0])
+    torch.exp(log_p_RV, out=logits_RV)
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
-    ctx.save_for_backward(*gradients)
-    ctx.wants_weight = inputs[-1]
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings, ctx.gradients = inputs[3:], gradients
 
 
 def _differentiate(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grad_hidden, grad_weight = ctx.saved_tensors
-    scaled_weight = grad_loss * grad_weight if ctx.wants_weight else None
-    return grad_loss * grad_hidden, scaled_weight, None, None, None, None
+    gradients, wants_weight = ctx.gradients, ctx.settings[-1]
+    if gradients is None:
+        _, *gradients = loss_by_rows(*ctx.saved_tensors, *ctx.settings)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        gradients = [grad_loss * gradient for gradient in gradients]
+    else:
+        # Copies of what is as large as the table take time. Whoever comes again makes new ones.
+        ctx.gradients = None
+        gradients = [gradient.mul_(grad_loss) for gradient in gradients]
+    to_hidden, to_weight = gradients
+    return to_hidden, to_weight if wants_weight else None, None, None, None, None
 
 
 loss_by_rows.register_autograd(_differentiate, setup_context=_keep)

@@ -67,8 +67,13 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def is_for_core(x: Tensor) -> bool:
-    """Whether the core computes with such a tensor: float32 or bfloat16, on the CPU."""
-    return x.device.type == "cpu" and x.dtype in DTYPES
+    """Whether the core computes with such a tensor: float32 or bfloat16, on the CPU.
+
+    Under `torch.func`'s transforms (vmap, for a gradient of each example) it does not: they ask
+    torch's own operators.
+    """
+    is_known = x.device.type == "cpu" and x.dtype in DTYPES
+    return is_known and not torch._C._are_functorch_transforms_active()
 
 
 def _is_plain(x: Tensor) -> bool:

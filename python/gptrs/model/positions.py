@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.config import T5_BUCKETS, T5_EXACT_DISTANCES, GPTConfig
+from gptrs.model.linear import Linear
 
 BASE = 10000.0
 """Ratio of the longest wavelength to the shortest, about: of sinusoids and of RoPE."""
@@ -200,7 +201,7 @@ class TransformerXLKey(nn.Module):
     def __init__(self, emb_dim: int, n_heads: int, max_distance: int | None = None) -> None:
         super().__init__()
         self.emb_dim, self.n_heads, self.max_distance = emb_dim, n_heads, max_distance
-        self.W_r = nn.Linear(emb_dim, emb_dim, bias=False)
+        self.W_r = Linear(emb_dim, emb_dim, bias=False)
         self.u = nn.Parameter(torch.zeros(n_heads, emb_dim // n_heads))
         self.v = nn.Parameter(torch.zeros(n_heads, emb_dim // n_heads))
 

@@ -1,11 +1,12 @@
-//! What training computes on a CPU beside PyTorch's own operators: causal attention with dropout, dropout
-//! and GELU, and their gradients.
+//! What training computes on a CPU beside PyTorch's own operators: causal attention with dropout, dropout,
+//! GELU and linear layers, with their gradients, and parts of the loss.
 //!
 //! ```text
 //!  attention   a head is one job: its rows are gathered, multiplied (product), made probabilities and
 //!              dropped in cache, 32 queries at a time; the gradient does so again
 //!  dropout     what is kept is a function of (seed, place): the gradient draws it again, nothing is stored
-//!  loss        what lies between the products of the loss by columns of the vocabulary
+//!  loss        what lies between the products of the loss
+//!  matmul      large products of float32, for processors where MKL is slow
 //!  norm        the length of gradients
 //!  team        the threads that PyTorch's operators run on, so that nobody waits for a processor
 //! ```
@@ -17,6 +18,7 @@ mod attention;
 mod dropout;
 mod gelu;
 mod loss;
+mod matmul;
 mod norm;
 mod numbers;
 mod product;
@@ -27,7 +29,8 @@ mod tests;
 pub use self::attention::{Attention, Gradients, Heads, Shape, backward, forward};
 pub use self::dropout::{Dropout, dropout};
 pub use self::gelu::{gelu, gelu_backward};
-pub use self::loss::{exp_and_sum, turn};
+pub use self::loss::{exp_and_sum, softmax_and_losses, turn};
+pub use self::matmul::{Matrix, Start, matmul, matmul_beats_mkl};
 pub use self::norm::sum_of_squares;
 pub use self::numbers::Number;
 pub use crate::native::Kernels;

@@ -6,7 +6,10 @@ use pyo3::prelude::*;
 
 use crate::errors::GenerationError;
 use crate::native::find_kernels;
-use crate::tensor::{DType, Element, HeadsView, TensorView, WritableTensor};
+use crate::tensor::{DType, Element, StridedView, TensorView, WritableTensor};
+
+/// A tensor [batch, heads, tokens, head_dim].
+type HeadsView = StridedView<4>;
 
 /// Causal attention with dropout of its weights.
 ///
@@ -36,7 +39,7 @@ pub fn attention(
     kernels: Option<&str>,
 ) -> PyResult<()> {
     let kernels = find_kernels(kernels)?;
-    let inputs = [HeadsView::of(query)?, HeadsView::of(key)?, HeadsView::of(value)?];
+    let inputs = [heads_of(query)?, heads_of(key)?, heads_of(value)?];
     let (shape, dtype) = common(&inputs)?;
     let attention =
         Attention { shape, scale, dropout: Dropout::new(dropout, seed), kernels, threads };
@@ -82,7 +85,7 @@ pub fn attention_backward(
     let kernels = find_kernels(kernels)?;
     let mut inputs = Vec::with_capacity(5);
     for tensor in [query, key, value, out, grad] {
-        inputs.push(HeadsView::of(tensor)?);
+        inputs.push(heads_of(tensor)?);
     }
     let (shape, dtype) = common(&inputs)?;
     let attention =
@@ -211,6 +214,48 @@ pub fn exp_and_sum(
         } else {
             return Err(other_dtype());
         }
+        Ok(())
+    })
+}
+
+/// Rows of logits become probabilities, in place; `losses` minus the logarithms of their targets'.
+///
+/// Args:
+///     rows: float32 [N, V], contiguous.
+///     targets: int64 [N], each in 0..V.
+///     losses: float32 [N], filled.
+///     threads: how many compute.
+///     kernels: for which processor, by name; None: the best that this one is.
+#[pyfunction]
+#[pyo3(signature = (rows, targets, losses, *, threads, kernels = None))]
+pub fn softmax_and_losses(
+    py: Python<'_>,
+    rows: &Bound<'_, PyAny>,
+    targets: &Bound<'_, PyAny>,
+    losses: &Bound<'_, PyAny>,
+    threads: usize,
+    kernels: Option<&str>,
+) -> PyResult<()> {
+    let kernels = find_kernels(kernels)?;
+    let targets = TensorView::of(targets)?;
+    let (mut rows, mut losses) = (WritableTensor::of(rows)?, WritableTensor::of(losses)?);
+    let &[count, columns] = rows.shape() else {
+        return Err(matrix_needed(rows.shape()));
+    };
+    if targets.shape() != [count] || losses.shape() != [count] {
+        let found = (targets.shape(), losses.shape());
+        let message = format!("targets and losses are [{count}], found {found:?}");
+        return Err(GenerationError::new_err(message));
+    }
+    py.detach(|| {
+        let targets = targets.as_i64().ok_or_else(other_dtype)?;
+        if let Some(target) = targets.iter().find(|target| !(0..columns as i64).contains(target)) {
+            let message = format!("a target is in 0..{columns}, found {target}");
+            return Err(GenerationError::new_err(message));
+        }
+        let rows = rows.elements_mut().ok_or_else(other_dtype)?;
+        let losses = losses.elements_mut().ok_or_else(other_dtype)?;
+        layers::softmax_and_losses(kernels, threads, columns, rows, targets, losses);
         Ok(())
     })
 }
@@ -404,9 +449,15 @@ fn backward<N: Number + Element>(
     Ok(())
 }
 
+/// The last dimension is contiguous.
+fn heads_of(object: &Bound<'_, PyAny>) -> PyResult<HeadsView> {
+    HeadsView::of(object, &[3], "attention takes [batch, heads, tokens, head_dim]")
+}
+
 fn heads<N: Number + Element>(view: &HeadsView) -> PyResult<Heads<'_, N>> {
     let numbers = view.span().ok_or_else(other_dtype)?;
-    Ok(Heads { numbers, strides: view.strides() })
+    let [batch, head, token, _] = view.strides();
+    Ok(Heads { numbers, strides: [batch, head, token] })
 }
 
 fn other_dtype() -> PyErr {

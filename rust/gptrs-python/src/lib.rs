@@ -10,6 +10,7 @@ mod digest;
 mod errors;
 mod generate;
 mod layers;
+mod matmul;
 mod merge;
 mod native;
 mod sampling;
@@ -40,9 +41,11 @@ mod _core {
     use super::generate::PyGeneration;
     #[pymodule_export]
     use super::layers::{
-        attention, attention_backward, dropout, exp_and_sum, gelu, gelu_backward, sum_of_squares,
-        turn,
+        attention, attention_backward, dropout, exp_and_sum, gelu, gelu_backward,
+        softmax_and_losses, sum_of_squares, turn,
     };
+    #[pymodule_export]
+    use super::matmul::{matmul, matmul_beats_mkl};
     #[pymodule_export]
     use super::merge::merge_stores;
     #[pymodule_export]

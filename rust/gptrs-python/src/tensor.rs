@@ -14,6 +14,7 @@
 mod dlpack;
 mod layout;
 
+use std::array;
 use std::slice;
 use std::sync::Arc;
 
@@ -154,41 +155,40 @@ impl Element for i64 {
     const DTYPE: DType = DType::I64;
 }
 
-/// A tensor [batch, heads, tokens, head_dim], to be read, of which the last dimension is contiguous.
-pub struct HeadsView(Layout);
+/// A tensor of `D` dimensions, to be read, whose elements need not lie one after the other.
+pub struct StridedView<const D: usize>(Layout);
 
-impl HeadsView {
+impl<const D: usize> StridedView<D> {
+    /// A view, if one after the other is where elements lie along one of these dimensions.
+    ///
     /// # Errors
-    /// `GenerationError`, as `TensorView::of`; or another number of dimensions, or strides below zero.
-    pub fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+    /// `GenerationError`, as `TensorView::of`, with what was `needed` where the number of dimensions is
+    /// another; or strides are below zero.
+    pub fn of(object: &Bound<'_, PyAny>, dims: &[usize], needed: &str) -> PyResult<Self> {
         let layout = Layout::of(object)?;
-        let &[.., head_dim] = layout.shape() else {
-            return Err(GenerationError::new_err("attention takes tensors, found a scalar"));
-        };
-        if layout.shape().len() != 4 {
-            let found = layout.shape();
-            let message =
-                format!("attention takes [batch, heads, tokens, head_dim], found {found:?}");
+        if layout.shape().len() != D {
+            let message = format!("{needed}, found {:?}", layout.shape());
             return Err(GenerationError::new_err(message));
         }
-        let is_dense = head_dim <= 1 || layout.strides[3] == 1;
-        if !layout.is_empty() && (!is_dense || layout.strides.iter().any(|&stride| stride < 0)) {
+        let is_dense = |&dim: &usize| layout.shape[dim] <= 1 || layout.strides[dim] == 1;
+        let is_readable = dims.iter().any(is_dense) && layout.strides.iter().all(|&step| step >= 0);
+        if !layout.is_empty() && !is_readable {
             return Err(not_contiguous(object));
         }
         Ok(Self(layout))
     }
 
-    pub fn shape(&self) -> [usize; 4] {
-        self.0.shape
+    pub fn shape(&self) -> [usize; D] {
+        array::from_fn(|dim| self.0.shape[dim])
     }
 
     pub fn dtype(&self) -> DType {
         self.0.dtype
     }
 
-    /// From one batch row, head and token to the next.
-    pub fn strides(&self) -> [usize; 3] {
-        [0, 1, 2].map(|dim| self.0.strides[dim] as usize)
+    /// From one element to the next, along each dimension.
+    pub fn strides(&self) -> [usize; D] {
+        array::from_fn(|dim| self.0.strides[dim] as usize)
     }
 
     /// From the first element to the last, whatever lies between, if they are of this type.

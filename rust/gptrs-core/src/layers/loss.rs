@@ -1,5 +1,5 @@
-//! What the loss by columns of the vocabulary needs between its products: exponentials and their sums, and
-//! a matrix turned on its way to where it is kept.
+//! What the loss needs between its products. By columns of the vocabulary: exponentials and their sums, and
+//! a matrix turned on its way to where it is kept. By rows: probabilities and losses.
 
 use super::for_each;
 use super::numbers::Number;
@@ -69,6 +69,75 @@ impl<N: Number> Work for Exp<'_, N> {
             }
             *total += all;
         }
+    }
+}
+
+/// Rows of `columns` logits become probabilities; a row's loss is minus the logarithm of its target's.
+///
+/// # Panics
+/// There are not as many rows as targets and losses; or a target is none of the columns.
+pub fn softmax_and_losses(
+    kernels: Kernels,
+    threads: usize,
+    columns: usize,
+    rows: &mut [f32],
+    targets: &[i64],
+    losses: &mut [f32],
+) {
+    assert!(rows.len() == columns * targets.len() && targets.len() == losses.len());
+    if columns == 0 {
+        return;
+    }
+    let found = kernels.found();
+    let parts = rows.chunks_mut(columns).zip(targets).zip(losses);
+    for_each(
+        threads,
+        parts,
+        || (),
+        |(), ((row, target), loss)| {
+            // Below zero it is far too large.
+            let at_target = row[*target as usize];
+            let [largest, sum] = dispatch(found, Softmax { row });
+            *loss = sum.ln() - (at_target - largest);
+        },
+    );
+}
+
+struct Softmax<'a> {
+    row: &'a mut [f32],
+}
+
+impl Work for Softmax<'_> {
+    /// The largest logit, and the sum of all exponentials beside it.
+    type Output = [f32; 2];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; 2] {
+        let (chunks, tail) = self.row.as_chunks_mut::<LANES>();
+        let mut last = filled(tail, f32::NEG_INFINITY);
+        let mut largest = simd.load(&last);
+        for chunk in &*chunks {
+            largest = simd.max(largest, simd.load(chunk));
+        }
+        let largest = simd.largest(largest);
+        let minus_largest = simd.splat(-largest);
+        let mut sum = simd.splat(0.0);
+        for chunk in &mut *chunks {
+            let y = exp(simd, simd.add(simd.load(chunk), minus_largest));
+            simd.store(y, chunk);
+            sum = simd.add(sum, y);
+        }
+        let y = exp(simd, simd.add(simd.load(&last), minus_largest));
+        simd.store(y, &mut last);
+        let sum = last[..tail.len()].iter().fold(simd.sum(sum), |sum, y| sum + y);
+        let factor = 1.0 / sum;
+        for chunk in chunks {
+            simd.store(simd.mul(simd.load(chunk), simd.splat(factor)), chunk);
+        }
+        for (out, y) in tail.iter_mut().zip(last) {
+            *out = y * factor;
+        }
+        [largest, sum]
     }
 }
 

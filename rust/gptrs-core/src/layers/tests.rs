@@ -83,3 +83,57 @@ fn attention_is_the_same_to_the_bit_on_any_number_of_threads_and_to_rounding_on_
         }
     }
 }
+
+/// Rows, products to a sum, columns: beyond every block, and less than any.
+const SHAPES: [[usize; 3]; 8] = [
+    [1, 1, 1],
+    [3, 0, 2],
+    [7, 31, 17],
+    [50, 513, 49],
+    [200, 17, 96],
+    [13, 1100, 47],
+    [9, 5, 3100],
+    [0, 4, 5],
+];
+
+#[test]
+fn a_product_is_that_of_float64_whichever_way_the_matrices_lie() {
+    for ([rows, depth, columns], kernels) in SHAPES
+        .into_iter()
+        .flat_map(|shape| Kernels::available().into_iter().map(move |kernels| (shape, kernels)))
+    {
+        let (left, right) = (numbers(rows * depth, |x| x), numbers(depth * columns, |x| -x));
+        let (before, row) = (numbers(rows * columns, |x| 3.0 * x), numbers(columns, |x| 2.0 * x));
+        for [left_strides, right_strides] in [
+            [[depth, 1], [columns, 1]],
+            [[depth, 1], [1, depth]],
+            [[1, rows], [columns, 1]],
+            [[1, rows], [1, depth]],
+        ] {
+            for (index, start) in
+                [Start::Zero, Start::Output, Start::Row(&row)].into_iter().enumerate()
+            {
+                let mut out = before.clone();
+                let mut alone = before.clone();
+                let left_matrix = Matrix::new(&left, [rows, depth], left_strides);
+                let right_matrix = Matrix::new(&right, [depth, columns], right_strides);
+                matmul(kernels, 3, left_matrix, right_matrix, start, &mut out);
+                matmul(kernels, 1, left_matrix, right_matrix, start, &mut alone);
+                assert_eq!(out, alone, "threads, {kernels:?}");
+                for (place, found) in out.iter().enumerate() {
+                    let (m, n) = (place / columns, place % columns);
+                    let from = [0.0, before[place], row[n]][index];
+                    let (mut wanted, mut added_up) = (f64::from(from), f64::from(from).abs());
+                    for k in 0..depth {
+                        let a = left[m * left_strides[0] + k * left_strides[1]];
+                        let b = right[k * right_strides[0] + n * right_strides[1]];
+                        wanted += f64::from(a) * f64::from(b);
+                        added_up += (f64::from(a) * f64::from(b)).abs();
+                    }
+                    let error = (f64::from(*found) - wanted).abs();
+                    assert!(error <= 4e-6 * added_up, "{kernels:?} {place}: {found}, not {wanted}");
+                }
+            }
+        }
+    }
+}

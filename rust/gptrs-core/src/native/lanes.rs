@@ -66,6 +66,19 @@ impl Kernels {
         }
     }
 
+    /// Whether it has thirty-two registers of sixteen floats.
+    pub fn has_avx512(self) -> bool {
+        matches!(self, Self::Amx | Self::Avx512Bf16 | Self::Avx512)
+    }
+
+    /// Whether Intel made this processor.
+    pub fn is_intels() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return x86::is_intels();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// This kind, if this processor is one of it; else the portable.
     pub(crate) fn found(self) -> Found {
         Found(if Self::available().contains(&self) { self } else { Self::Portable })
