@@ -1,4 +1,4 @@
-"""Attention, dropout and GELU as training computes them: torch's operators beside the Rust core's.
+"""Training's layers, torch's beside the Rust core's: attention, GELU, dropout, linear layers.
 
 Run by `make bench-layers`; ARGS=1 takes one thread. Each is a forward and a backward pass.
 """
@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import torch
 from table import compare, copy_ceiling, print_header, take_threads
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.model import operators
+from gptrs.model.linear import Linear
 
 SHAPES = ((4, 12, 256, 64), (2, 12, 1024, 64))
+LINEAR_SHAPES = ((1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (1024, 768, 50257))
+"""Rows, and the widths on both sides: the layers of 124M, at batch 4 x 256."""
 DROPOUT = 0.1
 
 
@@ -56,6 +59,20 @@ def print_tables(rounds: int = 15) -> None:
         dropouts = {"torch": F.dropout, "gptrs": operators.dropout}
         runs = {each: passes(lambda x, f=f: f(x, DROPOUT), x) for each, f in dropouts.items()}
         compare(runs, work=x.numel(), unit="numbers", rounds=rounds)
+    print_linear_tables(rounds)
+
+
+def print_linear_tables(rounds: int) -> None:
+    """The core's products, whichever `gptrs.model.linear` would take on this processor."""
+    operators.MULTIPLIES_FLOAT32 = True
+    for num_rows, in_features, out_features in LINEAR_SHAPES:
+        print(f"linear layer, {num_rows:,} rows, {in_features:,} to {out_features:,}, float32")
+        x = torch.randn(num_rows, in_features)
+        runs = {}
+        for name, kind in (("torch", nn.Linear), ("gptrs", Linear)):
+            layer = kind(in_features, out_features, bias=False)
+            runs[name] = passes(lambda x, _, layer=layer: layer(x), x, layer.weight)
+        compare(runs, work=num_rows, unit="rows", rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from gptrs import GPTModel, _core
 from gptrs.errors import GenerationError, GptrsError
-from gptrs.model import linear, loss_by_rows
+from gptrs.model import linear, loss_by_rows, operators
 from gptrs.model.layers import is_stock
 from gptrs.model.linear import Linear, matmul
 from gptrs.model.loss import next_token_loss
@@ -23,7 +23,7 @@ LAYOUTS = ("rows", "columns", "part of wider rows", "part of higher columns")
 
 @pytest.fixture
 def everything_to_the_core(monkeypatch):
-    monkeypatch.setattr(linear, "MULTIPLIES_FLOAT32", True)
+    monkeypatch.setattr(operators, "MULTIPLIES_FLOAT32", True)
     monkeypatch.setattr(linear, "MANY_PRODUCTS", 1)
     monkeypatch.setattr(linear, "FEWEST_ROWS", 1)
 
@@ -183,21 +183,21 @@ def test_what_is_not_the_cores_goes_to_torch():
 
 def test_small_products_and_other_processors_go_to_torch(monkeypatch):
     layer = Linear(8, 8)
-    monkeypatch.setattr(linear, "MULTIPLIES_FLOAT32", True)
+    monkeypatch.setattr(operators, "MULTIPLIES_FLOAT32", True)
     assert "gptrs" not in type(layer(torch.randn(3, 8)).grad_fn).__name__
     many = torch.randn(linear.MANY_PRODUCTS // 512**2, 512)
     wide = Linear(512, 512)
     assert "gptrs" in type(wide(many).grad_fn).__name__
     few = Linear(512, 1 << 16)
     assert "gptrs" not in type(few(torch.randn(linear.FEWEST_ROWS - 1, 512)).grad_fn).__name__
-    monkeypatch.setattr(linear, "MULTIPLIES_FLOAT32", False)
+    monkeypatch.setattr(operators, "MULTIPLIES_FLOAT32", False)
     assert "gptrs" not in type(wide(many).grad_fn).__name__
 
 
 @pytest.mark.parametrize("multiplies", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_product_into_a_tensor_is_the_same_either_way(monkeypatch, multiplies, adds):
-    monkeypatch.setattr(linear, "MULTIPLIES_FLOAT32", multiplies)
+    monkeypatch.setattr(operators, "MULTIPLIES_FLOAT32", multiplies)
     monkeypatch.setattr(linear, "MANY_PRODUCTS", 1)
     monkeypatch.setattr(linear, "FEWEST_ROWS", 1)
     left, right, out = matrix(9, 20).expand(9, 20), matrix(20, 7), matrix(9, 7, seed=3)
@@ -221,7 +221,7 @@ def test_a_model_learns_the_same_with_either(monkeypatch):
         return [parameter.grad for parameter in model.parameters()]
 
     found = slopes()
-    monkeypatch.setattr(linear, "MULTIPLIES_FLOAT32", False)
+    monkeypatch.setattr(operators, "MULTIPLIES_FLOAT32", False)
     torch.testing.assert_close(found, slopes(), rtol=1e-4, atol=1e-6)
 
 

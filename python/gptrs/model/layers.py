@@ -212,8 +212,9 @@ class MultiHeadAttention(nn.Module):
             return False
         if dropout:
             return type(self.dropout) is SeededDropout
-        is_short = q_BHTK.shape[2] <= FEW_TOKENS
-        return q_BHTK.dtype == torch.bfloat16 and (operators.MULTIPLIES_BFLOAT16 or is_short)
+        if q_BHTK.dtype == torch.float32:
+            return operators.MULTIPLIES_FLOAT32
+        return operators.MULTIPLIES_BFLOAT16 or q_BHTK.shape[2] <= FEW_TOKENS
 
     def _explicit(
         self,

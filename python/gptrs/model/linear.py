@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs import _core
-from gptrs.model.operators import is_for_core
+from gptrs.model import operators
 
-MULTIPLIES_FLOAT32 = _core.matmul_beats_mkl() and torch.backends.mkl.is_available()
-"""Whether the core is the faster on this processor."""
 MANY_PRODUCTS = 1 << 27
 """From so many multiplications on it is: packing takes time, too."""
 FEWEST_ROWS = 128
@@ -63,10 +61,10 @@ def is_plain(module: object) -> TypeGuard[nn.Linear]:
 def _is_for_core(left: Tensor, right: Tensor) -> bool:
     """Whether the core multiplies `left`, whose rows may have any shape, and a matrix."""
     return (
-        MULTIPLIES_FLOAT32
+        operators.MULTIPLIES_FLOAT32
         and left.dtype == right.dtype == torch.float32
-        and is_for_core(left)
-        and is_for_core(right)
+        and operators.is_for_core(left)
+        and operators.is_for_core(right)
         and left.numel() * right.shape[1] >= MANY_PRODUCTS
         and min(left.numel() // max(left.shape[-1], 1), *right.shape) >= FEWEST_ROWS
     )

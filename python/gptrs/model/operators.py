@@ -26,6 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 """What the operators compute."""
 MULTIPLIES_BFLOAT16 = _core.NativeModel.available_kernels()[0] in ("amx", "avx512bf16")
 """Whether this processor has instructions for it (AMX, AVX-512 BF16)."""
+MULTIPLIES_FLOAT32 = _core.matmul_beats_mkl() and torch.backends.mkl.is_available()
+"""Whether the core is the faster in float32, too: see `linear`."""
 
 
 def attention(
