@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptrs import GPTModel, _core
 from gptrs.errors import GenerationError, GptrsError
@@ -167,6 +168,22 @@ def test_a_compiled_layer_gives_the_same_bits():
     layer, x = Linear(20, 30), torch.randn(7, 20)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), layer(x))
+
+
+@pytest.mark.usefixtures("everything_to_the_core")
+def test_an_exported_layer_needs_no_operator_of_ours():
+    layer, x = Linear(20, 30), torch.randn(7, 20)
+    exported = torch.export.export(layer, (x,))
+    assert "gptrs" not in str(exported.graph)
+    torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.usefixtures("everything_to_the_core")
+def test_torchs_counter_counts_a_layers_products():
+    layer, x = Linear(20, 30), torch.randn(7, 20)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 7 * 20 * 30
 
 
 @pytest.mark.usefixtures("everything_to_the_core")

@@ -47,7 +47,7 @@ class Linear(nn.Linear):
         """[..., in_features] to [..., out_features]."""
         weight_OI, bias_O = self.weight, self.bias
         is_plain = type(weight_OI) is nn.Parameter and not torch.is_autocast_enabled("cpu")
-        if is_plain and _is_for_core(input, weight_OI.t()):
+        if is_plain and _is_for_core(input, weight_OI):
             out: Tensor = _linear(input, weight_OI, bias_O)
             return out
         return F.linear(input, weight_OI, bias_O)
@@ -59,15 +59,20 @@ def is_plain(module: object) -> TypeGuard[nn.Linear]:
 
 
 def _is_for_core(left: Tensor, right: Tensor) -> bool:
-    """Whether the core multiplies `left`, whose rows may have any shape, and a matrix."""
-    return (
-        operators.MULTIPLIES_FLOAT32
-        and left.dtype == right.dtype == torch.float32
-        and operators.is_for_core(left)
-        and operators.is_for_core(right)
-        and left.numel() * right.shape[1] >= MANY_PRODUCTS
-        and min(left.numel() // max(left.shape[-1], 1), *right.shape) >= FEWEST_ROWS
-    )
+    """Whether the core multiplies `left`, whose rows may have any shape, and a matrix, or turned.
+
+    A program that is exported for others is made of torch's operators.
+    """
+    if (
+        not operators.MULTIPLIES_FLOAT32
+        or not left.dtype == right.dtype == torch.float32
+        or not (operators.is_for_core(left) and operators.is_for_core(right))
+        or torch.compiler.is_exporting()
+    ):
+        return False
+    num_rows = left.numel() // max(left.shape[-1], 1)
+    is_large = num_rows * right.numel() >= MANY_PRODUCTS
+    return is_large and min(num_rows, *right.shape) >= FEWEST_ROWS
 
 
 def _in_pieces(x: Tensor) -> Tensor:

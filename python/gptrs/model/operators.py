@@ -71,11 +71,15 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 def is_for_core(x: Tensor) -> bool:
     """Whether the core computes with such a tensor: float32 or bfloat16, on the CPU.
 
-    Under `torch.func`'s transforms (vmap, for a gradient of each example) it does not: they ask
-    torch's own operators.
+    Not where somebody asks or watches torch's own operators: `torch.func`'s transforms (vmap, for a
+    gradient of each example), and modes such as FlopCounterMode. The compiler knows ours.
     """
-    is_known = x.device.type == "cpu" and x.dtype in DTYPES
-    return is_known and not torch._C._are_functorch_transforms_active()
+    if x.device.type != "cpu" or x.dtype not in DTYPES:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    is_watched = torch._C._len_torch_dispatch_stack() > 0
+    return not is_watched and not torch._C._are_functorch_transforms_active()
 
 
 def _is_plain(x: Tensor) -> bool:
