@@ -132,6 +132,22 @@ def test_a_layer_and_its_gradients_are_torchs(shape, sides, has_bias):
 
 
 @pytest.mark.usefixtures("everything_to_the_core")
+def test_a_layer_takes_inputs_and_weights_that_lie_anyhow():
+    layer = Linear(12, 9)
+    layer.weight = nn.Parameter(torch.randn(18, 24)[::2, ::2])
+    layer.bias = nn.Parameter(torch.randn(18)[::2])
+    wide = torch.randn(3, 7, 24)
+    for x in (
+        wide[..., ::2],
+        wide[:, ::2, 5:17],
+        wide[:, :12].transpose(1, 2)[..., :1].expand(-1, -1, 12),
+    ):
+        found = layer(x)
+        assert "gptrs_linear" in type(found.grad_fn).__name__
+        torch.testing.assert_close(found, nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.usefixtures("everything_to_the_core")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # The check's own.
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_the_operators_keep_what_they_promise_to_torch(has_bias):

@@ -26,7 +26,7 @@ from gptrs.config import ConfigLike, GPTConfig
 from gptrs.errors import ConfigError, DataError
 from gptrs.model import operators
 from gptrs.model.dropout import SeededDropout
-from gptrs.model.linear import Linear
+from gptrs.model.linear import Linear, is_plain
 from gptrs.model.positions import LayerPositions, Rotation, layer_positions, rotate
 
 if TYPE_CHECKING:
@@ -319,8 +319,9 @@ def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def stock_class(module: nn.Module) -> type[nn.Module]:
     """The module's class, or torch's that it does the same as."""
-    same: dict[type[nn.Module], type[nn.Module]] = {SeededDropout: nn.Dropout, Linear: nn.Linear}
-    return same.get(type(module), type(module))
+    if is_plain(module):
+        return nn.Linear
+    return nn.Dropout if type(module) is SeededDropout else type(module)
 
 
 def _drop_mask(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

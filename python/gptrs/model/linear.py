@@ -32,8 +32,7 @@ def matmul(left: Tensor, right: Tensor, out: Tensor, *, adds: bool = False) -> N
         left: [M, K]; right: [K, N]; out: [M, N], contiguous; all of one dtype and device.
     """
     if _is_for_core(left, right):
-        left, right = _in_pieces(left), _in_pieces(right)
-        _core.matmul(left, right, out, adds=adds, threads=torch.get_num_threads())
+        _multiply(left, right, out, adds=adds)
     elif adds:
         out.addmm_(left, right)
     else:
@@ -75,6 +74,14 @@ def _is_for_core(left: Tensor, right: Tensor) -> bool:
     return is_large and min(num_rows, *right.shape) >= FEWEST_ROWS
 
 
+def _multiply(
+    left: Tensor, right: Tensor, out: Tensor, *, row: Tensor | None = None, adds: bool = False
+) -> None:
+    """By the core, matrices that lie as they like."""
+    left, right = _in_pieces(left), _in_pieces(right)
+    _core.matmul(left, right, out, row=row, adds=adds, threads=torch.get_num_threads())
+
+
 def _in_pieces(x: Tensor) -> Tensor:
     """The same matrix, its rows or its columns contiguous."""
     return x if 1 in x.stride() and 0 not in x.stride() else x.contiguous()
@@ -90,13 +97,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 @torch.library.custom_op("gptrs::linear", mutates_args=())
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
     out = _output(input, weight)
-    _core.matmul(
-        input.reshape(-1, weight.shape[1]),
-        _in_pieces(weight).t(),
-        out.view(-1, len(weight)),
-        row=None if bias is None else bias.contiguous(),
-        threads=torch.get_num_threads(),
-    )
+    rows, bias = input.reshape(-1, weight.shape[1]), None if bias is None else bias.contiguous()
+    _multiply(rows, weight.t(), out.view(-1, len(weight)), row=bias)
     return out
 
 
