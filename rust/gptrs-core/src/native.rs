@@ -40,7 +40,7 @@ pub use self::weights::{Block, Linear, Matrix, Norm, Positions, Weights};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use self::cache::{Cache, Extent};
+use self::cache::{Cache, Extent, PAIR};
 use self::forward::{Arena, MOST_ROWS, Model, Pass, Span, forward};
 use self::int8::Packed;
 use self::lanes::padded;
@@ -161,7 +161,7 @@ impl NativeModel {
             slots,
             heads: weights.num_heads,
             context: padded(context_length),
-            width: padded(weights.head_dim()),
+            width: weights.head_dim().next_multiple_of(PAIR),
         };
         let dtype = match weights.tokens.numbers.dtype() {
             FloatType::F32 if !is_int8 => FloatType::F32,

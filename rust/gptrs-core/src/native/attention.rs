@@ -5,16 +5,17 @@
 
 #![allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
 
-use super::cache::HeadCache;
+use std::ops::Range;
+
+use super::cache::{HeadCache, PAIR, Pair};
 use super::lanes::{LANES, Simd, Work};
-use super::math::{rounded, softmax};
+use super::math::{filled, softmax};
 use super::shared::Columns;
-use super::terms::Stored;
 
 /// Queries that are computed side by side.
 pub const TOGETHER: usize = 4;
 
-/// Sixteens of keys that are computed side by side.
+/// Sixteens of keys that are computed side by side for one query; half as many for several.
 const BLOCKS: usize = 4;
 /// How many bytes before their turn the memory is asked for keys and values, a cache line at a time.
 const AHEAD: usize = 2048;
@@ -69,11 +70,11 @@ impl Work for Attend<'_> {
         let cache = std::mem::replace(&mut self.cache, HeadCache::F32([&mut [], &mut []]));
         match cache {
             HeadCache::F32([keys, values]) => {
-                self.append(keys, values, |x| x);
+                self.append(keys, values);
                 self.look_back(simd, keys, values);
             }
             HeadCache::Bf16([keys, values]) => {
-                self.append(keys, values, rounded);
+                self.append(keys, values);
                 self.look_back(simd, keys, values);
             }
         }
@@ -83,23 +84,39 @@ impl Work for Attend<'_> {
 impl Attend<'_> {
     /// Writes keys, turned, and values.
     #[inline(always)]
-    fn append<W: Copy>(&mut self, keys: &mut [W], values: &mut [W], to: impl Fn(f32) -> W) {
+    fn append<P: Pair>(&mut self, keys: &mut [P], values: &mut [P]) {
         let mut turned = std::mem::take(&mut self.room.turned);
         turned.resize(self.head_dim, 0.0);
         for t in 0..self.count {
-            let at = (self.start + t) * self.width;
+            let at = self.start + t;
             let [_, key, value] = self.parts(t);
             let key = self.turned(t, key, &mut turned);
-            let (block, lane) = ((self.start + t) / LANES, (self.start + t) % LANES);
-            let places = &mut keys[block * LANES * self.width..][..LANES * self.head_dim];
-            for (place, &x) in places.as_chunks_mut::<LANES>().0.iter_mut().zip(key) {
-                place[lane] = to(x);
+            let block = self.block(at / LANES);
+            for (pair, two) in keys[block].iter_mut().zip(key.chunks(2)) {
+                pair.set(at % LANES, filled(two, 0.0));
             }
-            for (place, &x) in values[at..at + self.head_dim].iter_mut().zip(value) {
-                *place = to(x);
+            let length = self.width / PAIR;
+            let pairs = &mut values[at * length..(at + 1) * length];
+            for (pair, numbers) in pairs.iter_mut().zip(value.chunks(PAIR)) {
+                let room: [f32; PAIR];
+                let numbers = if let Some(whole) = numbers.first_chunk::<PAIR>() {
+                    whole
+                } else {
+                    room = filled(numbers, 0.0);
+                    &room
+                };
+                let (halves, _) = numbers.as_chunks::<LANES>();
+                *pair = P::of([&halves[0], &halves[1]]);
             }
         }
         self.room.turned = turned;
+    }
+
+    /// Where the numbers of sixteen keys lie.
+    #[inline(always)]
+    fn block(&self, block: usize) -> Range<usize> {
+        let start = block * self.width / 2;
+        start..start + self.head_dim.div_ceil(2)
     }
 
     #[inline(always)]
@@ -128,7 +145,7 @@ impl Attend<'_> {
     }
 
     #[inline(always)]
-    fn look_back<S: Simd, W: Stored>(&mut self, simd: S, keys: &[W], values: &[W]) {
+    fn look_back<S: Simd, P: Pair>(&mut self, simd: S, keys: &[P], values: &[P]) {
         let longest = self.start + self.count;
         let mut room = std::mem::take(self.room);
         let Room { scores, queries, turned } = &mut room;
@@ -138,10 +155,10 @@ impl Attend<'_> {
         let mut t = 0;
         while t < self.count {
             if t + TOGETHER <= self.count {
-                self.queries::<S, W, TOGETHER>(simd, t, keys, values, &mut room);
+                self.queries::<S, P, TOGETHER>(simd, t, keys, values, &mut room);
                 t += TOGETHER;
             } else {
-                self.queries::<S, W, 1>(simd, t, keys, values, &mut room);
+                self.queries::<S, P, 1>(simd, t, keys, values, &mut room);
                 t += 1;
             }
         }
@@ -150,12 +167,12 @@ impl Attend<'_> {
 
     /// C queries from token `t` on.
     #[inline(always)]
-    fn queries<S: Simd, W: Stored, const C: usize>(
+    fn queries<S: Simd, P: Pair, const C: usize>(
         &mut self,
         simd: S,
         t: usize,
-        keys: &[W],
-        values: &[W],
+        keys: &[P],
+        values: &[P],
         Room { scores, queries, turned }: &mut Room,
     ) {
         let (width, head_dim) = (self.width, self.head_dim);
@@ -190,22 +207,22 @@ impl Attend<'_> {
             weights[c] = &row[..=self.start + t + c];
         }
         let mut from = 0;
-        while from < width {
-            // Four sums at least are on their way at once, whatever the head's width.
-            from += match (width - from) / LANES {
-                1 => self.mix::<S, W, C, 1, 4>(simd, t, from, weights, factors, values),
-                2 | 3 => self.mix::<S, W, C, 2, 2>(simd, t, from, weights, factors, values),
-                _ => self.mix::<S, W, C, 4, 1>(simd, t, from, weights, factors, values),
+        let length = width / PAIR;
+        while from < length {
+            // Four sums are on their way at once, whatever the head's width.
+            from += match length - from {
+                1 => self.mix::<S, P, C, 1, 2>(simd, t, from, weights, factors, values),
+                _ => self.mix::<S, P, C, 2, 1>(simd, t, from, weights, factors, values),
             };
         }
     }
 
     /// Scores of C queries with the first keys, sixteen by sixteen.
     #[inline(always)]
-    fn score<S: Simd, W: Stored, const C: usize>(
+    fn score<S: Simd, P: Pair, const C: usize>(
         &self,
         simd: S,
-        keys: &[W],
+        keys: &[P],
         seen: usize,
         queries: [&[f32]; C],
         scores: &mut [f32],
@@ -213,45 +230,46 @@ impl Attend<'_> {
         let count = seen.div_ceil(LANES);
         let mut block = 0;
         while block < count {
-            // Four sums at least are on their way at once.
             block += match count - block {
-                1 => self.blocks::<S, W, C, 1>(simd, keys, block, queries, scores),
-                2 | 3 => self.blocks::<S, W, C, 2>(simd, keys, block, queries, scores),
-                _ => self.blocks::<S, W, C, BLOCKS>(simd, keys, block, queries, scores),
+                1 => self.blocks::<S, P, C, 1>(simd, keys, block, queries, scores),
+                BLOCKS.. if C == 1 => {
+                    self.blocks::<S, P, C, BLOCKS>(simd, keys, block, queries, scores)
+                }
+                _ => self.blocks::<S, P, C, 2>(simd, keys, block, queries, scores),
             };
         }
     }
 
-    /// Scores of C queries with B times sixteen keys: B.
+    /// Scores of C queries with B times sixteen keys: B. Every other product belongs to the one and the
+    /// other of two partial sums.
     #[inline(always)]
-    fn blocks<S: Simd, W: Stored, const C: usize, const B: usize>(
+    fn blocks<S: Simd, P: Pair, const C: usize, const B: usize>(
         &self,
         simd: S,
-        keys: &[W],
+        keys: &[P],
         block: usize,
         queries: [&[f32]; C],
         scores: &mut [f32],
     ) -> usize {
-        let mut blocks: [&[[W; LANES]]; B] = [&[]; B];
+        let mut blocks = [&keys[..0]; B];
         for b in 0..B {
-            let all = &keys[(block + b) * LANES * self.width..][..LANES * self.head_dim];
-            blocks[b] = &all.as_chunks::<LANES>().0[..self.head_dim];
+            blocks[b] = &keys[self.block(block + b)];
         }
-        let queries = queries.map(|query| &query[..self.head_dim]);
-        let mut sums = [[simd.splat(0.0); B]; C];
-        for d in 0..self.head_dim {
-            let mut keys = [simd.splat(0.0); B];
+        let length = blocks[0].len();
+        let queries = queries.map(|query| &query.as_chunks::<2>().0[..length]);
+        let mut sums = [[[simd.splat(0.0); 2]; B]; C];
+        for d in 0..length {
+            let mut keys = [[simd.splat(0.0); 2]; B];
             for b in 0..B {
-                let key = &blocks[b][d];
-                if C == 1 && d % (LINE / size_of::<[W; LANES]>()) == 0 {
-                    simd.prefetch(key.as_ptr().wrapping_byte_add(AHEAD));
-                }
-                keys[b] = W::load(simd, key);
+                ask_ahead::<S, P, C>(simd, &blocks[b][d]);
+                keys[b] = blocks[b][d].load(simd);
             }
             for c in 0..C {
-                let query = simd.splat(queries[c][d]);
-                for b in 0..B {
-                    sums[c][b] = simd.mul_add(keys[b], query, sums[c][b]);
+                for half in 0..2 {
+                    let query = simd.splat(queries[c][d][half]);
+                    for b in 0..B {
+                        sums[c][b][half] = simd.mul_add(keys[b][half], query, sums[c][b][half]);
+                    }
                 }
             }
         }
@@ -259,39 +277,40 @@ impl Attend<'_> {
         for c in 0..C {
             let row = &mut scores[c * stride + block * LANES..][..B * LANES];
             for (b, place) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                simd.store(sums[c][b], place);
+                simd.store(simd.add(sums[c][b][0], sums[c][b][1]), place);
             }
         }
         B
     }
 
-    /// Weighted sums of the values' numbers from `from` on, J times sixteen of them, which it returns.
-    /// Value s belongs to partial sum s mod G; at the end they are added from the first to the last.
+    /// Weighted sums of the values' pairs from `from` on, J of them, which it returns. Value s belongs to
+    /// partial sum s mod G; at the end they are added from the first to the last.
     #[inline(always)]
-    fn mix<S: Simd, W: Stored, const C: usize, const J: usize, const G: usize>(
+    fn mix<S: Simd, P: Pair, const C: usize, const J: usize, const G: usize>(
         &mut self,
         simd: S,
         t: usize,
         from: usize,
         weights: [&[f32]; C],
         factors: [f32; C],
-        values: &[W],
+        values: &[P],
     ) -> usize {
-        let width = self.width;
+        let length = self.width / PAIR;
         // All see whole groups up to here; what is left is each one's own.
         let common = weights[0].len() / G * G;
-        let mut sums = [[[simd.splat(0.0); J]; G]; C];
+        let mut sums = [[[[simd.splat(0.0); 2]; J]; G]; C];
         for s in (0..common).step_by(G) {
             for g in 0..G {
-                let value = &values[(s + g) * width + from..][..J * LANES].as_chunks::<LANES>().0;
+                let value = &values[(s + g) * length + from..][..J];
                 for j in 0..J {
-                    if C == 1 && j % (LINE / size_of::<[W; LANES]>()) == 0 {
-                        simd.prefetch(value[j].as_ptr().wrapping_byte_add(AHEAD));
-                    }
-                    let value = W::load(simd, &value[j]);
+                    ask_ahead::<S, P, C>(simd, &value[j]);
+                    let value = value[j].load(simd);
                     for c in 0..C {
                         let weight = simd.splat(weights[c][s + g]);
-                        sums[c][g][j] = simd.mul_add(weight, value, sums[c][g][j]);
+                        for half in 0..2 {
+                            let sum = &mut sums[c][g][j][half];
+                            *sum = simd.mul_add(weight, value[half], *sum);
+                        }
                     }
                 }
             }
@@ -299,32 +318,47 @@ impl Attend<'_> {
         for c in 0..C {
             for s in (common..weights[c].len()).step_by(G) {
                 for g in 0..G.min(weights[c].len() - s) {
-                    let value = &values[(s + g) * width + from..][..J * LANES];
+                    let value = &values[(s + g) * length + from..][..J];
                     for j in 0..J {
-                        let value = W::load(simd, &value.as_chunks::<LANES>().0[j]);
+                        let value = value[j].load(simd);
                         let weight = simd.splat(weights[c][s + g]);
-                        sums[c][g][j] = simd.mul_add(weight, value, sums[c][g][j]);
+                        for half in 0..2 {
+                            let sum = &mut sums[c][g][j][half];
+                            *sum = simd.mul_add(weight, value[half], *sum);
+                        }
                     }
                 }
             }
             let out = self.out.row(t + c);
             for j in 0..J {
-                let mut sum = sums[c][0][j];
-                for g in 1..G {
-                    sum = simd.add(sum, sums[c][g][j]);
-                }
-                let mixed = simd.mul(sum, simd.splat(factors[c]));
-                let start = (from + j * LANES).min(out.len());
-                let place = &mut out[start..];
-                if let Some(place) = place.first_chunk_mut::<LANES>() {
-                    simd.store(mixed, place);
-                } else {
-                    let mut lanes = [0.0; LANES];
-                    simd.store(mixed, &mut lanes);
-                    place.copy_from_slice(&lanes[..place.len()]);
+                for half in 0..2 {
+                    let mut sum = sums[c][0][j][half];
+                    for g in 1..G {
+                        sum = simd.add(sum, sums[c][g][j][half]);
+                    }
+                    let mixed = simd.mul(sum, simd.splat(factors[c]));
+                    let start = ((from + j) * PAIR + half * LANES).min(out.len());
+                    let place = &mut out[start..];
+                    if let Some(place) = place.first_chunk_mut::<LANES>() {
+                        simd.store(mixed, place);
+                    } else {
+                        let mut lanes = [0.0; LANES];
+                        simd.store(mixed, &mut lanes);
+                        place.copy_from_slice(&lanes[..place.len()]);
+                    }
                 }
             }
         }
-        J * LANES
+        J
+    }
+}
+
+/// Asks the memory for what one query comes to soon; several take long enough with what they have.
+#[inline(always)]
+fn ask_ahead<S: Simd, P: Pair, const C: usize>(simd: S, pair: &P) {
+    if C == 1 {
+        for line in (0..size_of::<P>()).step_by(LINE) {
+            simd.prefetch((&raw const *pair).wrapping_byte_add(AHEAD + line));
+        }
     }
 }

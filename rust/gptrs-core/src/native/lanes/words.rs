@@ -30,6 +30,8 @@ pub trait Words: Copy {
     fn to_words(self, floats: Self::F) -> Self::W;
     /// The floats that have these bits.
     fn to_floats(self, words: Self::W) -> Self::F;
+    /// The lower and the upper halves, which are bfloat16, as floats.
+    fn widen(self, words: Self::W) -> [Self::F; 2];
     /// Adds to each lane the products of two words' halves, which are bfloat16.
     fn add_pairs(self, sums: Self::F, a: Self::W, b: Self::W) -> Self::F;
     /// Rows become columns.
@@ -103,6 +105,14 @@ impl Words for Portable {
     #[inline(always)]
     fn to_floats(self, words: Self::W) -> Self::F {
         words.map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn widen(self, words: Self::W) -> [Self::F; 2] {
+        [
+            words.map(|word| f32::from_bits(word << 16)),
+            words.map(|word| f32::from_bits(word & HIGH)),
+        ]
     }
 
     #[inline(always)]

@@ -3,22 +3,22 @@
 use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512bh, __m512i, _mm256_and_si256, _mm256_andnot_ps,
     _mm256_blend_epi32, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
-    _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_mul_epu32, _mm256_set1_epi32, _mm256_set1_epi64x,
-    _mm256_set1_ps, _mm256_slli_epi32, _mm256_slli_epi64, _mm256_srli_epi32, _mm256_srli_epi64,
+    _mm256_loadu_si256, _mm256_mul_epu32, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps,
+    _mm256_slli_epi32, _mm256_slli_epi64, _mm256_srli_epi32, _mm256_srli_epi64,
     _mm256_storeu_si256, _mm256_xor_si256, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_cmpge_epu32_mask, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_loadu_si512, _mm512_mask_blend_epi32, _mm512_maskz_mov_ps, _mm512_mul_epu32,
-    _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_slli_epi64, _mm512_srli_epi32,
-    _mm512_srli_epi64, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
+    _mm512_castsi512_ps, _mm512_cmpge_epu32_mask, _mm512_dpbf16_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_epi32, _mm512_maskz_mov_ps, _mm512_mul_epu32, _mm512_set1_epi32,
+    _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_slli_epi32, _mm512_slli_epi64, _mm512_srli_epi32, _mm512_srli_epi64,
+    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 use std::mem::transmute;
 
 use half::bf16;
 
 use super::super::words::HIGH;
-use super::super::{LANES, Portable, Words};
+use super::super::{LANES, Portable, Simd, Words};
 use super::{Avx2, Avx512};
 
 // SAFETY of all below: a value says that the processor has the instructions; loads and stores need no
@@ -119,17 +119,27 @@ impl Words for Avx2 {
     }
 
     #[inline(always)]
-    fn add_pairs(self, sums: Self::F, a: Self::W, b: Self::W) -> Self::F {
+    fn widen(self, words: Self::W) -> [Self::F; 2] {
         // SAFETY: above.
         unsafe {
-            let mut out = sums;
-            for half in 0..2 {
-                let ([a_low, a_high], [b_low, b_high]) = (floats(a[half]), floats(b[half]));
-                out[half] = _mm256_fmadd_ps(a_low, b_low, out[half]);
-                out[half] = _mm256_fmadd_ps(a_high, b_high, out[half]);
-            }
-            out
+            let high = _mm256_set1_epi32(HIGH as i32);
+            [
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[0])),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[1])),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(words[0], high)),
+                    _mm256_castsi256_ps(_mm256_and_si256(words[1], high)),
+                ],
+            ]
         }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sums: Self::F, a: Self::W, b: Self::W) -> Self::F {
+        let ([a_low, a_high], [b_low, b_high]) = (self.widen(a), self.widen(b));
+        self.mul_add(a_high, b_high, self.mul_add(a_low, b_low, sums))
     }
 
     #[inline(always)]
@@ -219,42 +229,31 @@ impl<const HAS_PAIRS: bool> Words for Avx512<HAS_PAIRS> {
     }
 
     #[inline(always)]
-    fn add_pairs(self, sums: Self::F, a: Self::W, b: Self::W) -> Self::F {
-        // SAFETY: above; with pairs it is made by `run_bf16`.
+    fn widen(self, words: Self::W) -> [Self::F; 2] {
+        // SAFETY: above.
         unsafe {
-            if HAS_PAIRS {
-                let (a, b) = (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
-                return _mm512_dpbf16_ps(sums, a, b);
-            }
-            let ([a_low, a_high], [b_low, b_high]) = (wide_floats(a), wide_floats(b));
-            _mm512_fmadd_ps(a_high, b_high, _mm512_fmadd_ps(a_low, b_low, sums))
+            let upper = _mm512_and_si512(words, _mm512_set1_epi32(HIGH as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(upper)]
         }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sums: Self::F, a: Self::W, b: Self::W) -> Self::F {
+        if HAS_PAIRS {
+            // SAFETY: above; with pairs it is made by `run_bf16`.
+            return unsafe {
+                let (a, b) = (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b));
+                _mm512_dpbf16_ps(sums, a, b)
+            };
+        }
+        let ([a_low, a_high], [b_low, b_high]) = (self.widen(a), self.widen(b));
+        self.mul_add(a_high, b_high, self.mul_add(a_low, b_low, sums))
     }
 
     #[inline(always)]
     fn transpose(self, rows: [Self::W; LANES]) -> [Self::W; LANES] {
         // SAFETY: above.
         unsafe { transposed(&rows) }
-    }
-}
-
-/// The lower halves of words, and the upper, which are bfloat16.
-#[inline(always)]
-unsafe fn floats(words: __m256i) -> [__m256; 2] {
-    // SAFETY: the caller has AVX2.
-    unsafe {
-        let high = _mm256_and_si256(words, _mm256_set1_epi32(HIGH as i32));
-        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), _mm256_castsi256_ps(high)]
-    }
-}
-
-/// The same.
-#[inline(always)]
-unsafe fn wide_floats(words: __m512i) -> [__m512; 2] {
-    // SAFETY: the caller has AVX-512.
-    unsafe {
-        let high = _mm512_and_si512(words, _mm512_set1_epi32(HIGH as i32));
-        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(high)]
     }
 }
 
