@@ -26,6 +26,10 @@ use crate::{Error, Result};
 /// Bytes of a block for one group of columns.
 pub const BLOCK_GROUP: usize = LANES * GROUP;
 
+/// Parts of one input's sums: each step of a sum waits for the one before. They are whole numbers, so that
+/// bits do not depend on it.
+const PARTS: usize = 2;
+
 /// A matrix in eight bits.
 #[derive(Debug)]
 pub struct Packed {
@@ -220,9 +224,8 @@ impl MatMulI8<'_> {
     /// Multiplies all inputs with all rows. Every shape of a tile is compiled by itself, as in `tile`.
     pub fn run(self, found: Found) {
         match self.num_inputs {
-            // One input alone takes two blocks at once: a sum's every step waits for the one before.
             1 if found.reads_ahead() => dispatch(found, Stream::<2, 1, false>(self)),
-            1 => dispatch(found, Stream::<2, 1, true>(self)),
+            1 => dispatch(found, Stream::<1, 1, true>(self)),
             2 => dispatch(found, Stream::<2, 2, true>(self)),
             3 | 4 => dispatch(found, Stream::<1, 4, true>(self)),
             5..=8 => dispatch(found, Stream::<1, 8, true>(self)),
@@ -352,7 +355,7 @@ impl MatMulI8<'_> {
         }
         let mut sums = [[simd.splat(0.0); B]; C];
         for k in 0..count {
-            let mut whole = [[simd.no_sums(); B]; C];
+            let mut whole = [[[simd.no_sums(); PARTS]; B]; C];
             for q in 0..LANES {
                 for b in 0..B {
                     let weights = &blocks[b][k][q];
@@ -360,14 +363,20 @@ impl MatMulI8<'_> {
                         simd.prefetch(weights.as_ptr().wrapping_add(AHEAD_BYTES));
                     }
                     for c in 0..C {
-                        whole[c][b] = simd.add_products(whole[c][b], weights, inputs[c][k][q]);
+                        let part = if C == 1 { q % PARTS } else { 0 };
+                        let sums = &mut whole[c][b][part];
+                        *sums = simd.add_products(*sums, weights, inputs[c][k][q]);
                     }
                 }
             }
             for c in 0..C {
                 let scale = simd.splat(input_scales[c][k]);
                 for b in 0..B {
-                    let products = simd.sums_to_floats(whole[c][b], input_starts[c][k]);
+                    let mut all = whole[c][b][0];
+                    if C == 1 {
+                        all = simd.add_sums(all, whole[c][b][1]);
+                    }
+                    let products = simd.sums_to_floats(all, input_starts[c][k]);
                     sums[c][b] = simd.mul_add(products, scale, sums[c][b]);
                 }
             }

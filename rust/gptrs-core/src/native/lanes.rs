@@ -175,6 +175,8 @@ pub trait Simd: Words {
     fn no_sums(self) -> Self::I;
     /// Adds to lane l the products of its weights, 4 l .. 4 l + 4, and the four inputs.
     fn add_products(self, sums: Self::I, weights: &[u8; GROUP], inputs: [i8; 4]) -> Self::I;
+    /// Both together.
+    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I;
     /// The sums and `start`, exactly, as floats.
     fn sums_to_floats(self, sums: Self::I, start: i32) -> Self::F;
     /// Reads a place soon.
@@ -331,6 +333,14 @@ impl Simd for Portable {
             }
         }
         out
+    }
+
+    #[inline(always)]
+    fn add_sums(self, mut a: Self::I, b: Self::I) -> Self::I {
+        for l in 0..LANES {
+            a[l] += b[l];
+        }
+        a
     }
 
     #[inline(always)]

@@ -275,6 +275,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: above.
+        unsafe {
+            [
+                _mm256_add_epi32(a[0], b[0]),
+                _mm256_add_epi32(a[1], b[1]),
+                _mm256_add_epi32(a[2], b[2]),
+                _mm256_add_epi32(a[3], b[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn sums_to_floats(self, sums: Self::I, start: i32) -> Self::F {
         // SAFETY: above.
         unsafe {
@@ -447,6 +460,12 @@ impl<const HAS_PAIRS: bool> Simd for Avx512<HAS_PAIRS> {
             let inputs = _mm512_set1_epi32(i32::from_ne_bytes(inputs.map(|x| x as u8)));
             _mm512_dpbusd_epi32(sums, weights, inputs)
         }
+    }
+
+    #[inline(always)]
+    fn add_sums(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: above.
+        unsafe { _mm512_add_epi32(a, b) }
     }
 
     #[inline(always)]
