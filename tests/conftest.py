@@ -14,6 +14,11 @@ torch.set_num_threads(1)
 # A process started in the background ignores Ctrl-C; the tests send it as a terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The same examples each time: what passes here passes elsewhere. `make test-explore` takes others.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile("repeatable")
+
 
 class TorchsNumbers:
     """Every example of a property draws the same ones, so that one that fails does so again."""

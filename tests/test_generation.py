@@ -58,7 +58,7 @@ def test_the_books_124m_model_writes_the_books_tokens():
     num_new=st.integers(0, 20),
     context_size=st.integers(1, CONFIG["context_length"]),
 )
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=60)
 def test_greedy_tokens_equal_the_books_loop(seed, batch, length, num_new, context_size):
     model = make_model(seed % 7)
     idx = prompt(batch, length, seed)
@@ -75,7 +75,7 @@ def test_greedy_tokens_equal_the_books_loop(seed, batch, length, num_new, contex
     qkv_bias=st.booleans(),
     length=st.integers(1, 24),
 )
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=40)
 def test_model_and_loop_together_write_what_the_books_write(
     seed, n_heads, head_dim, n_layers, context_length, qkv_bias, length
 ):
@@ -113,7 +113,7 @@ def test_cached_and_uncached_greedy_tokens_agree(batch, length):
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
     top_k=st.sampled_from([None, 1, 5, 97]),
 )
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=60)
 def test_torch_draws_what_it_draws_in_the_books_loop(seed, batch, temperature, top_k):
     if batch > 1 and top_k is not None:
         batch = 1  # The book compares [B, V] with [B] there.
