@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gptrs import Generator, GPTModel
-from gptrs.engines.native_engine import NativeEngine
+from gptrs.engines.native_engine import CACHE_UNIT, NativeEngine
 
 CONFIG = {
     "vocab_size": 97,
@@ -142,7 +142,10 @@ def test_threads_do_not_share_an_engine():
 
 
 def test_a_large_cache_is_not_kept(made, monkeypatch):
-    monkeypatch.setattr("gptrs.generation.runs.MOST_KEPT_BYTES", 2 * 2 * 64 * 4 * 20)
+    # Keys and values, layers, padded heads, bytes, tokens.
+    width = CONFIG["n_heads"] * CACHE_UNIT
+    most = 2 * CONFIG["n_layers"] * width * 4 * 20
+    monkeypatch.setattr("gptrs.generation.runs.MOST_KEPT_BYTES", most)
     gen = Generator(make_model(), Letters())
     for num_tokens, num_made in ((10, 1), (10, 1), (30, 2), (30, 3)):
         gen([[1]], num_tokens, temperature=0.0)

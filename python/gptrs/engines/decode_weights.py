@@ -29,6 +29,7 @@ from gptrs.model.layers import (
     is_stock,
     stock_class,
 )
+from gptrs.model.parts import modules_of, parameters_of
 from gptrs.model.positions import AlibiBias, SinusoidalEmbedding, T5Bias
 
 # D emb_dim, V vocab_size.
@@ -214,9 +215,9 @@ def why_not_stock(model: GPTModel) -> str | None:
         return "a block has another number of heads than the config"
     if not (model.tok_emb.max_norm is None and getattr(model.pos_emb, "max_norm", None) is None):
         return "an embedding has a max_norm"
-    if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in model.modules()):
+    if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in modules_of(model)):
         return "dropout is on"
-    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    kinds = {(p.dtype, p.device) for p in parameters_of(model)}
     if len(kinds) == 1:
         return None
     names = sorted(f"{dtype} on {device}".removeprefix("torch.") for dtype, device in kinds)
@@ -264,7 +265,7 @@ class Watch:
 
     def __init__(self, model: GPTModel) -> None:
         # Not the model itself, nor its own dictionary: it could never be freed.
-        inner = list(model.modules())[1:]
+        inner = modules_of(model)[1:]
         every = (model, *inner)
         holders = [dict_ for m in every for dict_ in (m._modules, m._parameters) if dict_]
         held = [(dict_, name, value) for dict_ in holders for name, value in dict_.items()]

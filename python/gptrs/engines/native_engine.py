@@ -33,8 +33,8 @@ from gptrs.errors import ConfigError, GenerationError
 from gptrs.memory import check_memory
 from gptrs.model.gpt import GPTModel
 
-LANES = 16
-"""A head's keys are filled up to a multiple of this."""
+CACHE_UNIT = 32
+"""A head's keys and values are filled up to a multiple of this."""
 
 
 class NativeEngine(Engine):
@@ -154,7 +154,7 @@ class NativeEngine(Engine):
 
 def _check_cache(model: GPTModel, slots: int, context_length: int, *, is_narrow: bool) -> int:
     """How many bytes keys and values take; GenerationError where there is no memory for them."""
-    width = model.cfg.n_heads * -(-model.cfg.head_dim // LANES) * LANES
+    width = model.cfg.n_heads * -(-model.cfg.head_dim // CACHE_UNIT) * CACHE_UNIT
     num_numbers = 2 * len(model.trf_blocks) * slots * context_length * width
     what = f"a key-value cache of {slots} rows of {context_length} tokens"
     num_bytes = num_numbers * (2 if is_narrow else 4)

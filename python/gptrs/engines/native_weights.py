@@ -16,6 +16,7 @@ from gptrs.engines.decode_weights import Linear, Norm, why_not_stock
 from gptrs.engines.vocabulary import why_two_sizes
 from gptrs.model.gpt import GPTModel
 from gptrs.model.layers import LayerNorm, TransformerBlock, is_stock
+from gptrs.model.parts import parameters_of
 from gptrs.model.positions import alibi_slopes
 
 # D emb_dim, V vocab_size.
@@ -79,17 +80,24 @@ def why_not_native(model: nn.Module) -> str | None:
 
 def _why_not_readable(model: GPTModel) -> str | None:
     """Why the parameters cannot be read where they lie."""
-    for name, parameter in model.named_parameters():
-        if type(parameter) not in (nn.Parameter, Tensor):
-            return f"{name} is a {type(parameter).__name__}"
-        if parameter.device.type != "cpu":
-            return f"{name} is on {parameter.device}"
-        if parameter.dtype not in DTYPES:
-            return f"{name} is {short(parameter.dtype)}"
-        if parameter.layout != torch.strided or not parameter.is_contiguous():
-            return f"{name} is not contiguous"
-        if parameter.data_ptr() % parameter.element_size():
-            return f"{name} is not aligned"
+    for parameter in parameters_of(model):
+        if (reason := _why_not_read(parameter)) is not None:
+            name = next(name for name, each in model.named_parameters() if each is parameter)
+            return f"{name} is {reason}"
+    return None
+
+
+def _why_not_read(parameter: Tensor) -> str | None:
+    if type(parameter) not in (nn.Parameter, Tensor):
+        return f"a {type(parameter).__name__}"
+    if parameter.device.type != "cpu":
+        return f"on {parameter.device}"
+    if parameter.dtype not in DTYPES:
+        return short(parameter.dtype)
+    if parameter.layout != torch.strided or not parameter.is_contiguous():
+        return "not contiguous"
+    if parameter.data_ptr() % parameter.element_size():
+        return "not aligned"
     return None
 
 

@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from gptrs.model.parts import modules_of
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ def evaluating(model: object) -> Iterator[bool]:
         users = _USERS.setdefault(model, _Users())
         users.count += 1
         # Somebody may call `train` while others generate.
-        training = [module for module in model.modules() if module.training]
+        training = [module for module in modules_of(model) if module.training]
         users.training += training
         for module in training:
             module.training = False
