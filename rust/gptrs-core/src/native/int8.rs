@@ -224,8 +224,9 @@ impl MatMulI8<'_> {
     /// Multiplies all inputs with all rows. Every shape of a tile is compiled by itself, as in `tile`.
     pub fn run(self, found: Found) {
         match self.num_inputs {
+            // Two streams of memory.
             1 if found.reads_ahead() => dispatch(found, Stream::<2, 1, false>(self)),
-            1 => dispatch(found, Stream::<1, 1, true>(self)),
+            1 => dispatch(found, Stream::<2, 1, true>(self)),
             2 => dispatch(found, Stream::<2, 2, true>(self)),
             3 | 4 => dispatch(found, Stream::<1, 4, true>(self)),
             5..=8 => dispatch(found, Stream::<1, 8, true>(self)),
