@@ -75,7 +75,7 @@ test-aarch64: build ## the Rust tests as on aarch64 (NEON), in qemu
 
 # A stable compiler has the flag; RUSTC_BOOTSTRAP lets it be used.
 ASAN_TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/host: //p')
-test-asan: build ## the Rust tests of all unsafe code, with AddressSanitizer
+test-asan: build ## the Rust tests of the core, with its unsafe code, and AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address PYTHON=$(abspath $(PY)) PROPTEST_CASES=$(or $(CASES),64) \
 	    cargo test $(LOCKED) -p gptrs-core --target $(ASAN_TARGET) --target-dir target/asan --lib $(ARGS)
 

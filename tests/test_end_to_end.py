@@ -1,5 +1,6 @@
 """From a text to a model that writes, with tokenizers of one's own."""
 
+import copy
 import re
 
 import pytest
@@ -72,6 +73,27 @@ def test_the_checkpoint_writes_text_with_its_own_tokenizer(run, tokenizer):
     assert "".join(pieces) == completion.text
     theirs = tokenizers.Tokenizer.from_file(str(run[1] / "checkpoint" / "tokenizer.json"))
     assert theirs.encode("The for statement").ids == saved.encode("The for statement")
+
+
+def test_narrower_weights_find_text_as_likely_and_rust_writes_what_pytorch_does(run):
+    model, tokenizer = gptrs.load_checkpoint(run[1])
+    unseen = re.sub(r"[^\x20-\x7e\n]", "", help_topics())[100_000:140_000]
+
+    def perplexity(model, **settings):
+        [score] = gptrs.Generator(model, tokenizer, **settings).score(unseen)
+        assert score.engine.startswith("native")
+        return score.perplexity
+
+    plain = perplexity(model)
+    assert plain < tokenizer.n_vocab / 3
+    assert perplexity(copy.deepcopy(model).bfloat16()) == pytest.approx(plain, rel=1e-3)
+    assert perplexity(model, dtype="int8") == pytest.approx(plain, rel=5e-3)
+    prompts = unseen.split("\n\n")[:30]
+    ours, theirs = (
+        gptrs.Generator(model, tokenizer, engine=engine)(prompts, 20, temperature=0.0)
+        for engine in ("native", "torch")
+    )
+    assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
 
 
 def test_the_books_functions_take_the_tokenizer(run, tokenizer, capsys):

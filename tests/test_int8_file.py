@@ -133,6 +133,35 @@ def test_weights_that_change_while_an_engine_runs_are_packed_anew(tmp_path):
     assert file.read_bytes() == content
 
 
+def test_a_file_of_weights_from_before_a_row_was_changed_is_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    model = make_model(3)
+    make_native(model, int8_file=file)
+    for name, parameter in copy_of(model).named_parameters():
+        changed = copy_of(model)
+        with torch.no_grad():
+            changed.get_parameter(name)[len(parameter) // 2] += 0.5
+        with pytest.raises(CheckpointError, match="of this one before it changed"):
+            make_native(changed, int8_file=file)
+
+
+def test_a_file_counts_also_where_the_model_was_packed_before(tmp_path):
+    models, file = [make_model(seed) for seed in (3, 4)], tmp_path / "model.safetensors"
+    make_native(models[0], int8_file=file)
+    make_native(models[1])
+    with pytest.raises(CheckpointError, match="another model"):
+        make_native(models[1], int8_file=file)
+    file.write_bytes(b"no file of ours")
+    for model in models:
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            make_native(model, int8_file=file)
+
+
+def test_a_folder_in_the_place_of_a_file_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="not a file"):
+        make_native(make_model(3), int8_file=tmp_path)
+
+
 def test_numbers_that_are_none_do_not_make_it_another_model(tmp_path):
     file = tmp_path / "model.safetensors"
     model = make_model(3)
@@ -166,12 +195,12 @@ DAMAGES = {
     "text": (lambda file: file.write_text(json.dumps([1] * 99)), "cannot be read"),
     "foreign": (with_tensors(lambda _, metadata: metadata.clear()), "not a file of int8 weights"),
     "newer": (
-        with_tensors(lambda _, metadata: metadata.update(format_version="2")),
-        "version '2'; this gptrs reads version '1'",
+        with_tensors(lambda _, metadata: metadata.update(format_version="3")),
+        "version '3'; this gptrs reads version '2'",
     ),
     "fewer": (
         with_tensors(lambda arrays, _: arrays.pop(first(arrays, ".scales"))),
-        "does not contain tensor",
+        "another model",
     ),
     "more": (with_tensors(lambda arrays, _: arrays.update(x=np.zeros(1))), "another model"),
     "shorter": (
@@ -185,6 +214,12 @@ DAMAGES = {
             lambda arrays, _: arrays.update({(n := first(arrays, ".scales")): arrays[n][:-1]})
         ),
         "damaged: a matrix of",
+    ),
+    "turned round": (
+        with_tensors(
+            lambda arrays, _: arrays.update({(n := first(arrays, ".int8")): arrays[n][::-1].copy()})
+        ),
+        "damaged: its digest is",
     ),
     "odd samples": (
         with_tensors(lambda arrays, _: arrays.update(samples=np.zeros(3, dtype=np.uint8))),

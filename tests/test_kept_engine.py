@@ -1,13 +1,18 @@
 """A Generator keeps its last native engine for the next call, while a new one would be the same."""
 
+import copy
+import pickle
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from gptrs import Generator, GPTModel
+from gptrs import Generator, GPTModel, _core
 from gptrs.engines.native_engine import CACHE_UNIT, NativeEngine
+from gptrs.errors import GenerationError
 
 CONFIG = {
     "vocab_size": 97,
@@ -89,29 +94,137 @@ def test_longer_texts_and_more_of_them_get_another(made):
         assert len(made) == num_made
 
 
+def twice(module, inputs, output):
+    """A hook."""
+    return 2 * output
+
+
+CHANGES = {
+    "final eps": lambda model: setattr(model.final_norm, "eps", 10.0),
+    "eps": lambda model: setattr(model.trf_blocks[0].norm2, "eps", 10.0),
+    "scale": lambda model: setattr(model.trf_blocks[1].att, "scale", 3.0),
+    "data": lambda model: model.out_head.weight.data.neg_(),
+    "a view": lambda model: setattr(
+        (query := model.trf_blocks[0].att.W_query).weight, "data", query.weight.data.t()
+    ),
+    "state_dict": lambda model: model.load_state_dict(make_model(1).state_dict()),
+    "bias": lambda model: setattr(model.trf_blocks[0].ff.layers[2], "bias", None),
+    "head": lambda model: setattr(model, "out_head", make_model(2).out_head),
+    "hook": lambda model: model.trf_blocks[1].norm1.register_forward_hook(twice),
+    "forward": lambda model: setattr(model.final_norm, "forward", torch.sin),
+    "class": lambda model: setattr(model.trf_blocks[0].ff.layers[1], "__class__", torch.nn.Tanh),
+}
+NOT_NATIVE = {"a view", "hook", "forward", "class"}
+"""What leaves a model that Rust does not run."""
+
+
+@pytest.mark.parametrize("way", ["call", "submit", "session"])
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        *((None, name) for name in CHANGES),
+        *(("int8", name) for name in CHANGES.keys() - NOT_NATIVE),
+    ],
+)
+def test_what_changes_between_calls_is_seen(way, dtype, name):
+    model = make_model()
+    gen = Generator(model, Letters(), dtype=dtype)
+    prompts = make_prompts(12, longest=5)
+    sessions = [gen.session(temperature=0.0) for _ in prompts]
+
+    def answers():
+        if way == "session":
+            turns = zip(sessions, prompts, strict=True)
+            return [session.send(prompt, 12).token_ids for session, prompt in turns]
+        if way == "submit":
+            handles = [gen.submit(prompt, 12, temperature=0.0) for prompt in prompts]
+            return [handle.result(30).token_ids for handle in handles]
+        return tokens(gen, prompts)
+
+    answers()
+    said = zip(sessions, prompts, strict=True)
+    whole = [session.token_ids + prompt for session, prompt in said]
+    before = tokens(fresh(model, dtype), whole)
+    CHANGES[name](model)
+    expected = tokens(fresh(model, dtype), whole)
+    assert answers() == expected
+    assert before != expected
+    gen.close()
+
+
 @pytest.mark.parametrize("dtype", [None, "int8"])
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model: setattr(model.final_norm, "eps", 10.0),
-        lambda model: setattr(model.trf_blocks[0].norm2, "eps", 10.0),
-        lambda model: setattr(model.trf_blocks[1].att, "scale", 3.0),
-        lambda model: model.out_head.weight.data.neg_(),
-        lambda model: model.load_state_dict(make_model(1).state_dict()),
-        lambda model: setattr(model.trf_blocks[0].ff.layers[2], "bias", None),
-        lambda model: setattr(model, "out_head", make_model(2).out_head),
+        lambda model: model.trf_blocks.append(make_model(1).trf_blocks[0]),
+        lambda model: (
+            setattr(model.trf_blocks[0].ff.layers, "0", torch.nn.Linear(64, 320)),
+            setattr(model.trf_blocks[0].ff.layers, "2", torch.nn.Linear(320, 64)),
+        ),
+        lambda model: (
+            setattr(model, "tok_emb", torch.nn.Embedding(101, 64)),
+            setattr(model, "out_head", torch.nn.Linear(64, 101, bias=False)),
+        ),
     ],
-    ids=["final eps", "eps", "scale", "data", "state_dict", "bias", "head"],
+    ids=["a block", "wider", "vocabulary"],
 )
-def test_what_changes_between_calls_is_seen(dtype, change):
+def test_a_model_of_another_shape_ends_what_runs_and_the_next_call_has_it(dtype, change):
     model = make_model()
-    prompts = make_prompts(6)
     gen = Generator(model, Letters(), dtype=dtype)
-    before = tokens(gen, prompts)
+    stream = gen.stream([1, 2, 3], 8, temperature=0.0)
+    next(stream)
     change(model)
-    after = tokens(gen, prompts)
-    assert after == tokens(fresh(model, dtype), prompts)
-    assert after != before
+    with pytest.raises(GenerationError, match="its parameters have other shapes than before"):
+        list(stream)
+    prompts = make_prompts(4)
+    assert tokens(gen, prompts) == tokens(fresh(model, dtype), prompts)
+
+
+def test_a_row_that_was_written_through_data_is_packed_for_the_next_generator():
+    model = make_model()
+    for row in (0, 50, 96):
+        tokens(Generator(model, Letters(), dtype="int8"), [[1]])
+        model.out_head.weight.data[row] += 9.0
+        same = make_model()
+        same.load_state_dict(model.state_dict())
+        found, expected = (
+            tokens(Generator(each, Letters(), dtype="int8"), make_prompts(4))
+            for each in (model, same)
+        )
+        assert found == expected
+
+
+def test_a_copy_of_a_generator_has_its_settings_and_a_model_of_its_own():
+    gen = Generator(make_model(), Letters(), dtype="int8", context_length=30, max_batch=2)
+    expected = tokens(gen, make_prompts(5))
+    gen.submit([1], 3).result(30)
+    for copied in (pickle.loads(pickle.dumps(gen)), copy.deepcopy(gen)):
+        gen.model.out_head.weight.data.neg_()
+        assert tokens(copied, make_prompts(5)) == expected
+        assert (copied.context_length, copied.model.training) == (30, False)
+        assert copied([[1]], 2)[0].engine.startswith("native int8")
+        gen.model.out_head.weight.data.neg_()
+    gen.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_no_more_threads_compute_than_can_run_at_once(made):
+    model, before = make_model(), torch.get_num_threads()
+    gen = Generator(model, Letters())
+    try:
+        torch.set_num_threads(64)
+        before_it = native_threads()
+        tokens(gen, [[1, 2, 3]])
+        # The caller's thread is one more.
+        assert native_threads() - before_it == _core.NativeModel.available_threads() - 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def native_threads():
+    """How many threads of Rust's this process has."""
+    names = (task / "comm" for task in Path("/proc/self/task").iterdir())
+    return sum("gptrs" in name.read_text() for name in names)
 
 
 def test_other_weights_have_another_engine():

@@ -1,7 +1,12 @@
 """Scores of texts, against torch's cross entropy of the model's own logits."""
 
 import math
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +14,9 @@ import torch.nn.functional as F
 import transformers
 
 from gptrs import Generator, GPTModel, get_tokenizer
+from gptrs.engines.native_engine import NativeEngine
 from gptrs.errors import ConfigError, GenerationError, TokenIdError
+from gptrs.generation import scoring
 
 TEXTS = ["Every effort moves you forward.", "Grüße, 你好, мир! 🙂🙂", "a", "one two three " * 9]
 
@@ -99,6 +106,20 @@ def test_bits_are_counted_by_the_bytes_that_the_scored_tokens_stand_for():
     assert [each.num_bytes for each in with_start] == [len(TEXTS[1].encode())]
 
 
+def test_tokenizers_that_know_texts_alone_count_the_same_bytes(tmp_path):
+    get_tokenizer("gpt2").save(tmp_path / "tokenizer.json")
+    file = str(tmp_path / "tokenizer.json")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=file)
+    model = make_model()
+    # Tokens end in the middle of characters, before and behind the first that counts.
+    texts = [*TEXTS, "🙂 x", "你好 there", "a<|endoftext|>b"]
+    ids = [get_tokenizer("gpt2").encode(text, allowed_special="all") for text in texts]
+    ours = Generator(model).score(ids)
+    assert [score.num_bytes for score in Generator(model, theirs).score(ids)] == [
+        score.num_bytes for score in ours
+    ]
+
+
 def test_a_text_of_one_token_has_nothing_to_score():
     [score] = Generator(make_model()).score("a")
     assert (score.log_likelihood, score.num_tokens, score.num_bytes) == (0.0, 0, 0)
@@ -165,6 +186,67 @@ def test_scoring_int8_is_near():
     [packed] = Generator(model, dtype="int8").score(TEXTS[3])
     assert packed.engine.startswith("native int8")
     assert packed.log_likelihood == pytest.approx(plain.log_likelihood, rel=0.01)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_forked_child_scores_as_its_parent_does(dtype):
+    program = f"""
+import os, torch
+from gptrs import Generator, GPTModel
+torch.set_num_threads(2)
+torch.randn(500, 500) @ torch.randn(500, 500)  # PyTorch's threads are there.
+torch.randn(10**6).exp()
+torch.manual_seed(0)
+model = GPTModel({{"vocab_size": 50257, "context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 1}})
+gen = Generator(model, dtype={dtype!r})
+texts = [[i * 7919 % 50257 for i in range(n, n + 60)] for n in range(9)]
+expected = gen.score(texts)
+child = os.fork()
+if not child:
+    os._exit(gen.score(texts) != expected)
+assert os.waitpid(child, 0)[1] == 0
+"""  # noqa: E501
+    subprocess.run([sys.executable, "-c", program], timeout=100, check=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_ctrl_c_is_heard_while_a_long_text_is_read(monkeypatch):
+    """Between two calls of the engine, each of which takes a moment only, on any machine."""
+    model = make_model(7, vocab_size=53, context_length=4096, pos="rope").eval()
+    calls, extend = [], NativeEngine.extend
+
+    def slow(engine, slots, counts, wanted):
+        calls.append(sum(counts))
+        time.sleep(sum(counts) * 1e-3)  # As a model of a billion weights would take.
+        if len(calls) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return extend(engine, slots, counts, wanted)
+
+    monkeypatch.setattr(NativeEngine, "extend", slow)
+    gen = Generator(model, Ids())
+    with pytest.raises(KeyboardInterrupt):
+        gen.score([[i % 53 for i in range(4000)]])
+    assert len(calls) == 6
+    monkeypatch.undo()
+    assert gen.score([[1, 2, 3]])[0].num_tokens == 2
+
+
+def test_calls_are_as_long_as_people_wait_without_noticing(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: clock[0])
+    pace = scoring._Pace(64, 2048, is_measured=True)
+
+    def read(num_tokens, seconds):
+        with pace.timing(num_tokens):
+            clock[0] += seconds
+        return pace.most
+
+    assert read(64, 0.001) == 128  # At most twice as long as one that was timed.
+    assert read(3, 0.001) == 128  # A short one says nothing.
+    assert [read(pace.most, 0.01) for _ in range(6)] == [256, 512, 1024, 2048, 2048, 2048]
+    assert read(2048, 0.4) == 1024
+    assert read(1024, 100.0) == 32
 
 
 def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():

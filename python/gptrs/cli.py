@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A console that lacks a character still prints.
     try:
-        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warning_printer()
+            code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except click.exceptions.Exit as done:  # After --help and --version.
         return done.exit_code
@@ -94,6 +97,22 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str, exit_code: int) -> int:
     print(f"gptrs: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
+
+
+def _warning_printer() -> Callable[..., None]:
+    """Warnings are a line, as errors are, and each comes once.
+
+    Where in the code it comes from is for programmers.
+    """
+    printed = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = f"gptrs: warning: {' '.join(str(message).split())}"
+        if line not in printed:
+            printed.add(line)
+            print(line, file=sys.stderr)
+
+    return show
 
 
 def _keep_waiting_threads_from_spinning() -> None:

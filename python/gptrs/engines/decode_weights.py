@@ -16,9 +16,11 @@ from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gptrs.model.facts import samples_of
 from gptrs.model.gpt import GPTModel
 from gptrs.model.layers import (
     GELU,
@@ -46,9 +48,6 @@ _FUSED_KINDS: dict[str, tuple[type, type]] = {
     "none": (_NOTHING, _NOTHING),
 }
 """What `pos_emb` and `pos_bias` are where all that depends on places is known before the layers."""
-
-PROBE_SIZE = 64
-"""How many numbers of a copied tensor are compared with its source."""
 
 
 class Linear(NamedTuple):
@@ -119,7 +118,7 @@ class DecodeWeights:
         # Inference tensors do not count how often they were written.
         self._counted = [tensor for tensor in self._copied if not tensor.is_inference()]
         self._versions = list(map(_version, self._counted))
-        self._probe = probe(self._copied)
+        self._samples = samples_of(self._copied)
 
     @staticmethod
     def of(model: GPTModel, dtype: torch.dtype) -> DecodeWeights | None:
@@ -145,7 +144,7 @@ class DecodeWeights:
             and list(map(Tensor.data_ptr, self._copied)) == self._addresses
             and list(map(_version, self._counted)) == self._versions
             and not (thoroughly and self._watch.sees_other_code())
-            and not (thoroughly and not torch.equal(probe(self._copied), self._probe))
+            and not (thoroughly and not np.array_equal(samples_of(self._copied), self._samples))
         )
 
     def _layer(self, block: TransformerBlock, dtype: torch.dtype) -> Layer:
@@ -287,23 +286,13 @@ class Watch:
         )
 
     def sees_other_code(self) -> bool:
-        """Whether a module was given another class, a `forward` of its own or another scale."""
+        """Whether a module was given another class, a `forward` of its own or other constants."""
         return _code(self._inner) != self._code
 
 
-def _code(modules: list[nn.Module]) -> list[tuple[type[nn.Module], bool, float | None]]:
+def _code(modules: list[nn.Module]) -> list[tuple[Any, ...]]:
     own = ((type(module), vars(module)) for module in modules)
-    return [(kind, "forward" in fields, fields.get("scale")) for kind, fields in own]
+    return [(kind, "forward" in has, has.get("scale"), has.get("eps")) for kind, has in own]
 
 
 _version = attrgetter("_version")
-
-
-def probe(tensors: Sequence[Tensor]) -> Tensor:
-    """A few numbers of each."""
-    samples = []
-    with torch.no_grad():
-        for tensor in tensors:
-            flat = tensor.detach().reshape(-1)
-            samples.append(flat[:: max(1, len(flat) // PROBE_SIZE)])
-        return torch.cat(samples) if samples else torch.empty(0)

@@ -106,6 +106,10 @@ class Engine(ABC):
             self.tokens = torch.zeros(prefill_tokens + slots, dtype=torch.int64, pin_memory=pinned)
             self.starts = torch.zeros(slots, dtype=torch.int64, pin_memory=pinned)
 
+    def is_current(self) -> bool:
+        """Whether an engine that is made now would compute the same, but for weights' values."""
+        return True
+
     def step(self, num_slots: int) -> Answer:
         """Slots 0..num_slots - 1 get one token each; logits are wanted of each."""
         starts = self.starts[:num_slots].tolist()

@@ -10,20 +10,22 @@ tokens is seen by the next. Knows nothing of sampling or text, nor how anything 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptrs import _core
-from gptrs.engines.decode_weights import Watch, probe
+from gptrs.engines.decode_weights import Watch
 from gptrs.engines.engine import Engine, Run
 from gptrs.engines.int8_file import read_int8, write_int8
 from gptrs.engines.native_weights import (
     Weights,
-    constants_of,
     short,
     weights_of,
     why_not_native,
@@ -31,6 +33,7 @@ from gptrs.engines.native_weights import (
 from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.memory import check_memory
+from gptrs.model.facts import samples_of
 from gptrs.model.gpt import GPTModel
 
 CACHE_UNIT = 32
@@ -50,7 +53,8 @@ class NativeEngine(Engine):
         prefill_tokens: most tokens of prompts in a call.
         int8: a byte a weight: the matrices are packed, row by row.
         int8_file: where the packed matrices are: read from there, or written if there is no file.
-        threads: how many compute; None: as many as PyTorch takes (`torch.set_num_threads`).
+        threads: how many compute; None: as many as PyTorch takes (`torch.set_num_threads`), but no
+            more than can run at once: who waits for others keeps a processor busy.
         kernels: one of `_core.NativeModel.available_kernels()`; None: the fastest.
     Raises:
         ConfigError: threads is below 1, or the processor does not have these kernels.
@@ -76,10 +80,11 @@ class NativeEngine(Engine):
         weights = weights_of(model)
         known = _known_packed(model, weights, int8_file) if int8 else None
         self._seen = _Seen(model, is_copied=int8) if known is None else known.seen
-        threads = torch.get_num_threads() if threads is None else threads
+        self._torch_threads = torch.get_num_threads()
+        if threads is None:
+            threads = min(self._torch_threads, _core.NativeModel.available_threads())
         if threads < 1:
             raise ConfigError(f"threads is at least 1, found {threads}")
-        self._threads = threads
         context_length = min(context_size, model.cfg.max_tokens or context_size)
         is_narrow = int8 or self._dtype == torch.bfloat16
         self.cache_bytes = _check_cache(model, slots, context_length, is_narrow=is_narrow)
@@ -94,9 +99,10 @@ class NativeEngine(Engine):
         )
         if (packed := self.native.packed) is not None:
             if known is None:
-                _PACKED[model] = _Packed(self._seen, packed)
+                known = _PACKED[model] = _Packed(self._seen, packed, _all_samples(model), None)
             if int8_file is not None and not int8_file.exists():
                 write_int8(int8_file, model, packed)
+                _PACKED[model] = known._replace(file=_file_as_it_is(int8_file))
         precision = "int8" if int8 else short(self._dtype)
         super().__init__(
             name=f"native {precision} {self.native.kernels}",
@@ -114,9 +120,13 @@ class NativeEngine(Engine):
             and int8 == self._int8
             and slots == self.slots
             and context_length <= self.context_length
-            and self._threads == torch.get_num_threads()
-            and self._seen.is_current_in_all(self._model)
+            and self._torch_threads == torch.get_num_threads()
+            and self._seen.is_current_in_all()
         )
+
+    def is_current(self) -> bool:
+        """Whether an engine that is made now would compute the same."""
+        return why_not_native(self._model) is None and self._seen.is_current_in_all()
 
     def refresh(self) -> Weights | None:
         """The weights, if they are not those that Rust reads or packed; asked now and then.
@@ -130,10 +140,13 @@ class NativeEngine(Engine):
         dtype = self._model.tok_emb.weight.dtype
         if reason is None and dtype != self._dtype:
             reason = f"its weights are {short(dtype)} now, and were {short(self._dtype)}"
+        if reason is None and not self._seen.has_shapes_of(self._model):
+            reason = "its parameters have other shapes than before"
         if reason is not None:
             raise GenerationError(
                 f"the model has changed, and the native engine cannot go on with it: {reason}"
             )
+        # If Rust cannot take them, the engine is lost: nobody goes on with the old ones.
         self._seen = _Seen(self._model, is_copied=self._int8)
         return weights_of(self._model)
 
@@ -176,9 +189,9 @@ class _Seen:
         # Inference tensors do not count how often they were written.
         self._counted = [parameter for parameter in copied if not parameter.is_inference()]
         self._places, self._versions = self._now()
+        self._shapes = _shapes_of(self._parameters)
         self._copied = copied
-        self._probe = probe(copied)
-        self._constants = constants_of(model)
+        self._samples = samples_of(copied)
 
     def is_current(self) -> bool:
         """Whether the model has the same layers and parameters at the same places.
@@ -187,20 +200,32 @@ class _Seen:
         """
         return self._watch.sees_no_change() and self._now() == (self._places, self._versions)
 
-    def is_current_in_all(self, model: GPTModel) -> bool:
-        """The same, and whether its constants are what they were, and a sample of what was copied.
+    def is_current_in_all(self) -> bool:
+        """The same, and shapes, classes, constants, and samples of what was copied.
 
         Nobody counts what is written through `parameter.data`.
         """
         return (
             self.is_current()
-            and constants_of(model) == self._constants
-            and torch.equal(probe(self._copied), self._probe)
+            and not self._watch.sees_other_code()
+            and _shapes_of(self._parameters) == self._shapes
+            and np.array_equal(samples_of(self._copied), self._samples)
         )
+
+    def has_shapes_of(self, model: GPTModel) -> bool:
+        """Whether the model's parameters have the shapes that they had."""
+        return [shape for shape, _ in _shapes_of(model.parameters())] == [
+            shape for shape, _ in self._shapes
+        ]
 
     def _now(self) -> tuple[list[int], list[int]]:
         places = list(map(Tensor.data_ptr, self._parameters))
         return places, [p._version for p in self._counted]
+
+
+def _shapes_of(parameters: Iterable[Tensor]) -> list[tuple[torch.Size, tuple[int, ...]]]:
+    """Shapes and strides: a view may begin where the whole did."""
+    return [(parameter.shape, parameter.stride()) for parameter in parameters]
 
 
 class _Packed(NamedTuple):
@@ -208,6 +233,10 @@ class _Packed(NamedTuple):
 
     seen: _Seen
     packed: _core.PackedWeights
+    samples: NDArray[Any]
+    """Of every row."""
+    file: tuple[Path, int] | None
+    """Where they are, too; and when it was written."""
 
 
 _PACKED: WeakKeyDictionary[GPTModel, _Packed] = WeakKeyDictionary()
@@ -216,10 +245,23 @@ _PACKED: WeakKeyDictionary[GPTModel, _Packed] = WeakKeyDictionary()
 def _known_packed(model: GPTModel, weights: Weights, file: Path | None) -> _Packed | None:
     """What an earlier engine packed, if the model is what it was then; or what the file has."""
     known = _PACKED.get(model)
-    if known is not None and not known.seen.is_current_in_all(model):
+    if known is not None and not (
+        known.seen.is_current_in_all() and np.array_equal(known.samples, _all_samples(model))
+    ):
         _PACKED.pop(model, None)  # The old copies go before others are made.
         known = None
-    if known is None and file is not None and file.exists():
-        known = _Packed(_Seen(model, is_copied=True), read_int8(file, model, weights))
-        _PACKED[model] = known
+    if file is not None and file.exists():
+        as_it_is = _file_as_it_is(file)
+        if known is None or known.file != as_it_is:
+            packed = read_int8(file, model, weights)
+            known = _Packed(_Seen(model, is_copied=True), packed, _all_samples(model), as_it_is)
+            _PACKED[model] = known
     return known
+
+
+def _file_as_it_is(file: Path) -> tuple[Path, int]:
+    return file, file.stat().st_mtime_ns
+
+
+def _all_samples(model: GPTModel) -> NDArray[Any]:
+    return samples_of(model.parameters(), every_row=True)

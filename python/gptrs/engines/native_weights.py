@@ -5,7 +5,6 @@ GPTModel ── why_not_native: None ──► weights_of ─► Weights ─► 
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
@@ -115,13 +114,6 @@ def weights_of(model: GPTModel) -> Weights:
         norm=_norm(model.final_norm),
         head=_linear(model.out_head),
     )
-
-
-def constants_of(model: GPTModel) -> list[float]:
-    """What `weights_of` has besides tensors, as far as it may change."""
-    blocks = [cast(TransformerBlock, block) for block in model.trf_blocks]
-    own = ((block.norm1.eps, block.att.scale, block.norm2.eps) for block in blocks)
-    return [*chain.from_iterable(own), model.final_norm.eps]
 
 
 def matrix_names(model: GPTModel) -> list[str]:

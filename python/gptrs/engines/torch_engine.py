@@ -96,6 +96,13 @@ class TorchEngine(Engine):
         self._steps: FixedSteps | None = None
         self._logits_VR = self._logits_RV = torch.empty(0)
 
+    def is_current(self) -> bool:
+        """Whether an engine that is made now would compute the same, but for weights' values."""
+        weights = self._weights
+        return why_no_cache(self._model) is None and (
+            weights is None or weights.is_current(thoroughly=True)
+        )
+
     def copy(self, copies: list[tuple[int, int, int]]) -> None:
         """Copies keys and values."""
         stored = self._cache.storage

@@ -67,14 +67,15 @@ class Generator:
             decode. None: the one in the model's folder, else GPT-2's. The model may know more ids
             than the tokenizer (a vocabulary that was padded): those are never drawn.
         engine: what computes the logits. "native": Rust, on the weights of a GPTModel on the CPU,
-            with as many threads as PyTorch has (`torch.set_num_threads`); a sequence's logits are
-            then the same to the last bit, whatever runs beside it. "torch": PyTorch. "auto": Rust
-            where it computes what the model does, else PyTorch; `Completion.engine` says what it
-            was, and why.
+            with as many threads as PyTorch has (`torch.set_num_threads`), but no more than can run
+            at once; a sequence's logits are then the same to the last bit, whatever runs beside
+            it. A model that Rust cannot run is refused by the first call. "torch": PyTorch.
+            "auto": Rust where it computes what the model does, else PyTorch; `Completion.engine`
+            says what it was, and why.
         dtype: what it computes in: a torch dtype, its name, "auto" for what the device likes best;
             None: the model's own. "int8": Rust, with weights of a byte each.
         int8_file: where those bytes are kept: mapped if the file is there, else packed and written
-            there (a .safetensors). A file of another model is refused.
+            there (a .safetensors). A file of other weights is refused.
         context_length: most tokens the model sees. None: as many as it was built for, or all where
             it has a memory (`memory_length`). A GPTModel whose positions have no end may be asked
             for more than it was built for, any other model for less. Needed for a callable.
@@ -114,6 +115,15 @@ class Generator:
             )
         self.model = model
         self.tokenizer = get_tokenizer("gpt2") if tokenizer is None else tokenizer
+        self._settings = {
+            "engine": engine,
+            "dtype": dtype,
+            "int8_file": int8_file,
+            "context_length": context_length,
+            "max_batch": max_batch,
+            "compile": compile,
+            "max_queue": max_queue,
+        }
         self.context_length = context_length_of(model, context_length)
         self._backend = Backend(
             model,
@@ -295,6 +305,10 @@ class Generator:
         """Ends what was submitted, and its thread. Calls and streams still work."""
         self._finalizer()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy is made anew, of a copy of the model: nothing that runs goes with it.
+        return _make, (self.model, self.tokenizer, self._settings)
+
     def _submit(self, request: Request) -> Handle:
         return self._worker.submit(request, self)
 
@@ -327,6 +341,10 @@ class Generator:
                         bar.update()
                 bar.set_postfix(tokens=num_tokens, refresh=False)
         return [builder.completion() for builder in builders]
+
+
+def _make(model: Any, tokenizer: Any, settings: dict[str, Any]) -> Generator:
+    return Generator(model, tokenizer, **settings)
 
 
 def _num_drawn(options: CallOptions, num_samples: int) -> int:

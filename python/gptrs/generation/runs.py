@@ -21,7 +21,7 @@ from gptrs.engines.choice import Engine, Model, NativeEngine, make_engine
 from gptrs.errors import GenerationError
 from gptrs.generation.completions import Event, Output
 from gptrs.model.eval_mode import evaluating, grad_mode_kept
-from gptrs.model.facts import device_of
+from gptrs.model.facts import device_of, weights_version
 from gptrs.sampling.requests import EngineName, Request
 
 PREFILL_TOKENS = 2048
@@ -39,9 +39,19 @@ class Run:
         engine: what computes the logits, in words.
     """
 
-    def __init__(self, model: Model, engine: Any, queue: int | None, was_training: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        was_training: bool,
+        *,
+        queue: int | None = None,
+        weights: object = None,
+    ) -> None:
         self.model = model
-        self.engine: str = engine.name
+        self.engine = engine.name
+        self._engine = engine
+        self._weights = weights
         self._generation = _core.Generation(engine, prefill_tokens=PREFILL_TOKENS, queue=queue)
         self._was_training = was_training
 
@@ -62,6 +72,10 @@ class Run:
         """Eval mode, unless the model is in it anyway: asking every module takes its time."""
         is_training = isinstance(self.model, nn.Module) and self.model.training
         return evaluating(self.model) if self._was_training or is_training else nullcontext()
+
+    def is_current(self) -> bool:
+        """Whether another run would compute the same as this one, which `Backend.start` made."""
+        return weights_version(self.model) == self._weights and self._engine.is_current()
 
     def failed(self) -> list[int]:
         """The sequences that the error of the last step ended."""
@@ -138,7 +152,8 @@ class Backend:
         """A run that sequences may join at any time, each as long as the context."""
         with evaluating(self.model) as was_training:
             engine = self.engine(slots, self.context_length)
-            return Run(self.model, engine, queue, was_training)
+            weights = weights_version(self.model)
+            return Run(self.model, engine, was_training, queue=queue, weights=weights)
 
     def start_with(self, requests: Sequence[Request]) -> Run:
         """A run of these requests, with a cache no larger than they need.
@@ -151,7 +166,7 @@ class Backend:
         candidates = self._candidates(requests)
         with evaluating(self.model) as was_training:
             engine = self.engine(slots, longest, candidates=candidates, former=self._take_former())
-            run = Run(self.model, engine, None, was_training)
+            run = Run(self.model, engine, was_training)
         # Only now that the run has it: another thread would take it, too.
         if isinstance(engine, NativeEngine) and engine.cache_bytes <= MOST_KEPT_BYTES:
             self._former[:] = [engine]

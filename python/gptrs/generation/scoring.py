@@ -10,7 +10,9 @@ reads    0 1 2 3              predicts  1 2 3 4
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -18,16 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptrs.engines.choice import Engine, PlainEngine
+from gptrs import _core
+from gptrs.engines.choice import Engine, NativeEngine, PlainEngine
 from gptrs.errors import ConfigError, TokenIdError
 from gptrs.generation.runs import PREFILL_TOKENS, Backend
 from gptrs.model.eval_mode import evaluating
+from gptrs.sampling.constraints import token_bytes
 from gptrs.text.prompts import PromptReader
 
 # R rows of logits, V vocab_size.
 
 MOST_LOGITS = 2**23
 """How many logits are asked for at once: 32 MB of them."""
+A_CALL_S = 0.2
+FIRST_CALL, LEAST_CALL = 64, 32
+"""Tokens of a call before its time is known, and at least: each reads all weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +64,41 @@ class Score:
         return -self.log_likelihood / math.log(2) / self.num_bytes if self.num_bytes else math.nan
 
 
+class _Pace:
+    """How many tokens a call takes: as many as are read while people wait without noticing.
+
+    Ctrl-C is heard between two calls. A native model's logits do not depend on how texts are cut.
+    """
+
+    def __init__(self, first: int, most: int, *, is_measured: bool) -> None:
+        self.most = min(first, most)
+        self._limit = most
+        self._is_measured = is_measured
+
+    @staticmethod
+    def of(engine: Engine) -> _Pace:
+        """What an engine can take, and does not take too long for."""
+        most = engine.context_length
+        if not isinstance(engine, PlainEngine):
+            num_logits = engine.vocab_size or MOST_LOGITS
+            most = min(most, PREFILL_TOKENS, max(1, MOST_LOGITS // num_logits))
+        if isinstance(engine, NativeEngine):
+            return _Pace(FIRST_CALL, most, is_measured=True)
+        return _Pace(most, most, is_measured=False)
+
+    @contextmanager
+    def timing(self, num_tokens: int) -> Iterator[None]:
+        """Reads so many tokens inside."""
+        start = time.perf_counter()
+        yield
+        if self._is_measured:
+            factor = A_CALL_S / max(time.perf_counter() - start, 1e-6)
+            # Slowly upwards: a short call says little of a long one.
+            wanted = int(num_tokens * min(factor, 2.0))
+            self.most = max(self.most, wanted) if factor > 1 else max(wanted, LEAST_CALL)
+            self.most = min(self.most, self._limit)
+
+
 class _Piece(NamedTuple):
     """Neighbouring tokens of a text's window."""
 
@@ -81,13 +123,12 @@ def score(
         num_at_once = min(len(rows), backend.max_batch)
         engine = backend.engine(num_at_once, window, prefill_tokens=max(PREFILL_TOKENS, window))
         _check_ids(rows, engine.vocab_size)
-        most = engine.context_length
-        if not isinstance(engine, PlainEngine):
-            num_logits = engine.vocab_size or MOST_LOGITS
-            most = min(most, PREFILL_TOKENS, max(1, MOST_LOGITS // num_logits))
+        pace = _Pace.of(engine)
         sums = [0.0] * len(rows)
-        for pieces in _calls(rows, window, stride, most, engine.slots):
-            for piece, losses_R in zip(pieces, _losses(engine, pieces), strict=True):
+        for pieces in _calls(rows, window, stride, pace, engine.slots):
+            with pace.timing(sum(len(piece.ids) for piece in pieces)):
+                losses = list(_losses(engine, pieces))
+            for piece, losses_R in zip(pieces, losses, strict=True):
                 sums[piece.text] -= losses_R.sum(dtype=torch.float64).item()
     return [
         Score(
@@ -116,14 +157,14 @@ def _check_ids(rows: Sequence[list[int]], vocab_size: int | None) -> None:
 
 
 def _calls(
-    rows: Sequence[list[int]], window: int, stride: int, most: int, slots: int
+    rows: Sequence[list[int]], window: int, stride: int, pace: _Pace, slots: int
 ) -> Iterator[list[_Piece]]:
     """What the engine reads in one call: pieces of several short windows, or of one long one."""
     waiting: list[_Piece] = []
     for number, ids in enumerate(rows):
-        for pieces in _windows(number, ids, window, stride, most):
+        for pieces in _windows(number, ids, window, stride, pace):
             num_tokens = sum(len(piece.ids) for piece in waiting) + len(pieces[0].ids)
-            if waiting and (num_tokens > most or len(waiting) == slots or len(pieces) > 1):
+            if waiting and (num_tokens > pace.most or len(waiting) == slots or len(pieces) > 1):
                 yield waiting
                 waiting = []
             if len(pieces) > 1:
@@ -135,14 +176,14 @@ def _calls(
 
 
 def _windows(
-    number: int, ids: list[int], window: int, stride: int, most: int
+    number: int, ids: list[int], window: int, stride: int, pace: _Pace
 ) -> Iterator[list[_Piece]]:
-    """The windows of a text, each in pieces of at most `most` tokens."""
+    """The windows of a text, each in pieces of at most so many tokens as a call takes."""
     num_counted = 0
     for first in range(0, len(ids) - 1, stride):
         if num_counted == len(ids) - 1:
             return
-        end = min(first + window, len(ids) - 1)
+        end, most = min(first + window, len(ids) - 1), pace.most
         yield [
             _Piece(
                 text=number,
@@ -166,12 +207,24 @@ def _losses(engine: Engine, pieces: list[_Piece]) -> Iterator[Tensor]:
     losses_R = torch.empty(0)
     if answer is not None:
         logits_RV = cast(Tensor, answer).float()
-        targets = torch.tensor([target for piece in pieces for target in piece.targets])
-        losses_R = F.cross_entropy(logits_RV, targets, reduction="none")
+        targets_R = torch.tensor([target for piece in pieces for target in piece.targets])
+        if isinstance(engine, NativeEngine):
+            # PyTorch's threads are not there after a fork, and it would wait for them.
+            losses_R = torch.empty(len(logits_RV))
+            _core.softmax_and_losses(logits_RV, targets_R, losses_R, threads=1)
+        else:
+            losses_R = F.cross_entropy(logits_RV, targets_R, reduction="none")
     yield from losses_R.split(wanted)
 
 
 def _num_bytes(tokenizer: Any, ids: list[int]) -> int:
     if hasattr(tokenizer, "decode_bytes"):
         return len(tokenizer.decode_bytes(ids))
-    return len(tokenizer.decode(ids).encode())
+    try:
+        bytes_of = token_bytes(tokenizer)
+    except ConfigError:  # Of such a tokenizer only texts are known.
+        return len(tokenizer.decode(ids).encode())
+    known = range(len(bytes_of))
+    ordinary = sum(len(bytes_of[token]) for token in ids if token in known)
+    special = [token for token in ids if token not in known or not bytes_of[token]]
+    return ordinary + len(tokenizer.decode(special).encode() if special else b"")

@@ -16,7 +16,6 @@ from typing import Any
 from gptrs.errors import GenerationError
 from gptrs.generation.completions import Completion, CompletionBuilder, Event
 from gptrs.generation.runs import Backend, Run
-from gptrs.model.facts import weights_version
 from gptrs.sampling.requests import Request
 
 # How long the end of a program waits for a step that is under way.
@@ -144,7 +143,6 @@ class Worker:
         # Guards what follows; the thread holds it between steps only.
         self._changed = threading.Condition()
         self._run: Run | None = None
-        self._weights: object = None
         self._handles: dict[int, Handle] = {}
         self._at_last_end: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -203,13 +201,10 @@ class Worker:
         return self._process not in (None, os.getpid())
 
     def _fresh_run(self) -> Run:
-        """The run that all share; another one if the weights changed while nothing ran."""
-        if self._run is None or not self._handles:
-            weights = weights_version(self._backend.model)
-            if self._run is None or weights != self._weights:
-                self._run = None  # Its memory goes before the next one's is asked for.
-                self._run = self._backend.start(self._backend.max_batch, queue=self._max_queue)
-                self._weights = weights
+        """The run that all share; another one if the model changed while nothing ran."""
+        if self._run is None or not (self._handles or self._run.is_current()):
+            self._run = None  # Its memory goes before the next one's is asked for.
+            self._run = self._backend.start(self._backend.max_batch, queue=self._max_queue)
         return self._run
 
     def _work(self) -> None:

@@ -11,7 +11,6 @@ from gptrs.errors import GenerationError
 from gptrs.generation.completions import Completion, to_completion
 from gptrs.generation.runs import ActiveRuns, Backend, Run
 from gptrs.generation.streaming import Stream
-from gptrs.model.facts import weights_version
 from gptrs.sampling.config import check_seed, fresh_seed
 from gptrs.sampling.requests import OPTION_NAMES, Options, Request, RequestMaker, check_names
 
@@ -44,7 +43,6 @@ class Session:
         self.seed = fresh_seed() if seed is None else check_seed(seed)
         self._tokens: list[int] = []
         self._run: Run | None = None
-        self._weights: object = None
         self._turn = threading.Lock()
 
     @property
@@ -107,13 +105,11 @@ class Session:
     def _begin(self, request: Request) -> tuple[Run, int]:
         """The run with the session's cache, and the turn's number there.
 
-        Another run if the weights changed since the last turn.
+        Another run if the model changed since the last turn.
         """
-        weights = weights_version(self._backend.model)
-        if self._run is None or weights != self._weights:
+        if self._run is None or not self._run.is_current():
             self._run = None
             self._run = self._active.add(self._backend.start(1))
-            self._weights = weights
         return self._run, self._run.submit(request)
 
     def _drain(self, run: Run) -> None:

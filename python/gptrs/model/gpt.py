@@ -215,7 +215,7 @@ class GPTModel(nn.Module):
         path: str | PathLike[str],
         *,
         cfg: ConfigLike | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
     ) -> GPTModel:
         """The model in a folder or file that gptrs or somebody else wrote, in eval mode.
@@ -225,15 +225,18 @@ class GPTModel(nn.Module):
         one's GELU is the exact one; here it is GPT-2's approximation, and logits differ a little.)
 
         Args:
-            cfg: the model's config, which must fit the weights. Needed where neither the file nor a
-                config.json beside it has one and the heads are not 64 wide, as all of GPT-2's are.
-                Dropout and tying are free: an untied model gets a tied one's matrix twice.
-            dtype: what the weights become; default: what they are.
+            cfg: the model's config, which must fit the weights; a mapping needs only the fields
+                that the weights do not say, or that are to be others. Where nobody says how many
+                heads there are, they are taken to be 64 wide, as all of GPT-2's; of a width that no
+                GPT-2 has a warning says so. Dropout and tying are free: an untied model gets a tied
+                one's matrix twice.
+            dtype: what the weights become, or its name; default: what they are.
         Raises:
             CheckpointError: nothing is there, or it is damaged, or no GPT-2, or holds more than
                 tensors, or tensors are missing, unexpected, of the wrong shape or not finite; the
                 message lists all of them.
-            ConfigError: cfg does not fit; the message lists every field that differs.
+            ConfigError: cfg does not fit (the message lists every field that differs), or weights
+                cannot have this dtype or be on this device.
         """
         from gptrs.weights.pretrained import from_pretrained
 

@@ -25,6 +25,7 @@ mod int8;
 pub(crate) mod lanes;
 pub(crate) mod math;
 mod numbers;
+mod packed_weights;
 mod pool;
 pub(crate) mod shared;
 mod tables;
@@ -35,15 +36,12 @@ mod weights;
 
 pub use self::lanes::Kernels;
 pub use self::numbers::{Bytes, FloatType, Numbers};
+pub use self::packed_weights::PackedWeights;
 pub use self::weights::{Block, Linear, Matrix, Norm, Positions, Weights};
-
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use self::cache::{Cache, Extent, PAIR};
 use self::forward::{Arena, MOST_ROWS, Model, Pass, Span, forward};
-use self::int8::Packed;
-use self::lanes::padded;
+use self::lanes::{Found, padded};
 use self::pool::Pool;
 use self::shared::Shared;
 use self::tables::Angles;
@@ -74,46 +72,13 @@ pub struct Options {
     pub kernels: Kernels,
 }
 
-/// The copies in eight bits that one model has made, for others of the same weights.
-#[derive(Debug, Clone)]
-pub struct PackedWeights(Arc<Vec<Packed>>);
-
-impl PackedWeights {
-    /// What `parts` gave, of a model of these shapes.
-    ///
-    /// # Errors
-    /// `Setting`: they are of another number, or of another size.
-    pub fn of_parts(weights: &Weights, parts: Vec<(Bytes, Vec<f32>)>) -> Result<Self> {
-        let all = matrices(weights);
-        if all.len() != parts.len() {
-            let message = format!("the model has {} matrices, found {}", all.len(), parts.len());
-            return Err(Error::Setting(message));
-        }
-        let packed = all.into_iter().zip(parts);
-        let packed =
-            packed.map(|(matrix, (bytes, scales))| Packed::of_parts(matrix, bytes, scales));
-        Ok(Self(Arc::new(packed.collect::<Result<_>>()?)))
-    }
-
-    /// Of each matrix its bytes and its scales: of each block Q, K, V, out_proj, ff.0, ff.2; at the end
-    /// the output layer.
-    pub fn parts(&self) -> impl Iterator<Item = (&Bytes, &[f32])> {
-        self.0.iter().map(Packed::parts)
-    }
-
-    fn fit(&self, weights: &Weights) -> bool {
-        let all = matrices(weights);
-        self.0.len() == all.len()
-            && self.0.iter().zip(all).all(|(packed, matrix)| packed.fits(matrix))
-    }
-}
-
 /// A model with what its slots hold.
 #[derive(Debug)]
 pub struct NativeModel {
     weights: Weights,
     packed: Option<PackedWeights>,
     options: Options,
+    found: Found,
     angles: Angles,
     cache: Cache,
     arena: Arena,
@@ -168,21 +133,23 @@ impl NativeModel {
             _ => FloatType::Bf16,
         };
         let angles = match weights.positions {
-            Positions::Sinusoidal => Angles::new(weights.emb_dim()),
-            Positions::Rope => Angles::new(weights.head_dim()),
+            Positions::Sinusoidal => Angles::new(weights.emb_dim(), context_length),
+            Positions::Rope => Angles::new(weights.head_dim(), context_length),
             _ => Angles::default(),
         };
+        let found = options.kernels.found();
         let mut pool = Pool::new(threads);
         let packed = match packed {
-            None if is_int8 => Some(pack(&weights, &mut pool, options.kernels)?),
+            None if is_int8 => Some(PackedWeights::pack(&weights, &mut pool, found)?),
             given => given.filter(|_| is_int8),
         };
         Ok(Self {
             packed,
             options,
+            found,
             angles,
             cache: Cache::new(extent, dtype)?,
-            arena: Arena::new(&weights, is_int8, threads)?,
+            arena: Arena::new(&weights, context_length, is_int8, threads)?,
             pool,
             lengths: vec![0; slots],
             passes: Vec::new(),
@@ -210,7 +177,7 @@ impl NativeModel {
             return Err(Error::Setting("the weights have other shapes than before".into()));
         }
         if self.packed.is_some() {
-            self.packed = Some(pack(&weights, &mut self.pool, self.options.kernels)?);
+            self.packed = Some(PackedWeights::pack(&weights, &mut self.pool, self.found)?);
         }
         self.weights = weights;
         Ok(())
@@ -296,10 +263,10 @@ impl NextLogits for NativeModel {
         self.angles.reach(end.unwrap_or(0));
         let model = Model {
             weights: &self.weights,
-            packed: self.packed.as_ref().map(|packed| &**packed.0),
+            packed: self.packed.as_ref().map(PackedWeights::matrices),
             angles: &self.angles,
             cache: &self.cache,
-            found: self.options.kernels.found(),
+            found: self.found,
         };
         for pass in &self.passes[..used] {
             let (arena, logits) = (&self.arena, &self.logits);
@@ -326,47 +293,6 @@ impl NextLogits for NativeModel {
         self.lengths[slot] = len;
         Ok(())
     }
-}
-
-/// Every matrix in eight bits, on all threads.
-#[allow(unsafe_code, reason = "each thread writes matrices of its own, and nobody does afterwards")]
-fn pack(weights: &Weights, pool: &mut Pool, kernels: Kernels) -> Result<PackedWeights> {
-    let found = kernels.found();
-    let all = matrices(weights);
-    let mut end = 0;
-    let places: Vec<_> = all
-        .iter()
-        .map(|matrix| {
-            let start = end;
-            end += Packed::num_bytes(matrix);
-            start..end
-        })
-        .collect();
-    let bytes = Arc::new(Shared::in_large_pages(end, "weights in eight bits")?);
-    let scales: Vec<_> = all.iter().map(|_| OnceLock::new()).collect();
-    let next = AtomicUsize::new(0);
-    pool.run(&|_| {
-        // The largest, which is the last, goes first.
-        while let Some(left) = all.len().checked_sub(1 + next.fetch_add(1, Ordering::Relaxed)) {
-            // SAFETY: places do not overlap, and each number comes once.
-            let place = unsafe { bytes.write(places[left].clone()) };
-            scales[left].get_or_init(|| Packed::pack(all[left], place, found));
-        }
-    });
-    let scales = scales.into_iter().filter_map(OnceLock::into_inner);
-    let parts = places.into_iter().zip(scales).map(|(place, scales)| {
-        // SAFETY: all are written.
-        (unsafe { Bytes::part(&bytes, place) }, scales)
-    });
-    PackedWeights::of_parts(weights, parts.collect())
-}
-
-/// Of each block Q, K, V, out_proj, ff.0, ff.2; at the end the output layer.
-fn matrices(weights: &Weights) -> Vec<&Matrix> {
-    let blocks = weights.blocks.iter().flat_map(|block| {
-        [&block.query, &block.key, &block.value, &block.out, &block.up, &block.down]
-    });
-    blocks.chain([&weights.head]).map(|linear| &linear.weight).collect()
 }
 
 #[cfg(test)]

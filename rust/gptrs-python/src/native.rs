@@ -9,6 +9,7 @@ mod packed;
 mod run;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
 
 use gptrs_core::Error;
 use gptrs_core::generate::{Extend, Limits, Logits, NextLogits};
@@ -88,6 +89,12 @@ impl PyNativeModel {
     #[staticmethod]
     fn available_kernels() -> Vec<&'static str> {
         Kernels::available().into_iter().map(Kernels::name).collect()
+    }
+
+    /// How many threads can run at once here: processors, of which a container may have a share only.
+    #[staticmethod]
+    fn available_threads() -> usize {
+        available_parallelism().map_or(1, usize::from)
     }
 
     /// The name of the kernels that compute.
@@ -170,11 +177,16 @@ impl PyNativeModel {
     }
 
     /// Goes on with other weights of the same shapes; the slots keep what they hold.
-    fn set_weights(&self, py: Python<'_>, weights: PyWeights<'_>) -> PyResult<()> {
-        let weights = weights.read()?;
-        let set =
-            || self.lock().as_mut().ok_or_else(taken)?.set_weights(weights).map_err(to_py_err);
-        py.detach(set)
+    ///
+    /// If they cannot be taken, the model is lost, as if a loop had it for ever: with the old ones nobody
+    /// is to go on.
+    fn set_weights(&self, py: Python<'_>, weights: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut lent = Lent::of(&self.home)?;
+        lent.is_outdated = true;
+        let weights = weights.extract::<PyWeights<'_>>()?.read()?;
+        py.detach(|| lent.model_mut().set_weights(weights)).map_err(to_py_err)?;
+        lent.is_outdated = false;
+        Ok(())
     }
 }
 
@@ -199,11 +211,11 @@ impl PyNativeModel {
 
     /// The model itself, for a loop; its slots are empty.
     fn lend(&self) -> PyResult<Lent> {
-        let mut model = self.lock().take().ok_or_else(taken)?;
+        let mut lent = Lent::of(&self.home)?;
         for slot in 0..self.limits.slots {
-            model.truncate(slot, 0).map_err(to_py_err)?;
+            lent.model_mut().truncate(slot, 0).map_err(to_py_err)?;
         }
-        Ok(Lent { model: Some(model), home: Arc::clone(&self.home) })
+        Ok(lent)
     }
 }
 
@@ -212,9 +224,16 @@ struct Lent {
     /// None in the end.
     model: Option<NativeModel>,
     home: Arc<Home>,
+    /// Whether its weights are no longer those of the Python model: then nobody gets it back.
+    is_outdated: bool,
 }
 
 impl Lent {
+    fn of(home: &Arc<Home>) -> PyResult<Self> {
+        let model = home.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(taken)?;
+        Ok(Self { model: Some(model), home: Arc::clone(home), is_outdated: false })
+    }
+
     fn model(&self) -> &NativeModel {
         self.model.as_ref().expect("it is here until the end")
     }
@@ -226,7 +245,9 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.model.take();
+        if !self.is_outdated {
+            *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.model.take();
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::cache::{HeadCache, PAIR, Pair};
-use super::lanes::{LANES, Simd, Work};
+use super::lanes::{LANES, Simd, Work, padded};
 use super::math::{filled, softmax};
 use super::shared::Columns;
 
@@ -60,6 +60,13 @@ pub struct Room {
     /// `[TOGETHER][width]`.
     queries: Vec<f32>,
     turned: Vec<f32>,
+}
+
+impl Room {
+    /// For so many tokens: no token asks for memory.
+    pub fn new(context: usize) -> Self {
+        Self { scores: Vec::with_capacity(TOGETHER * padded(context)), ..Self::default() }
+    }
 }
 
 impl Work for Attend<'_> {
@@ -151,7 +158,7 @@ impl Attend<'_> {
         let Room { scores, queries, turned } = &mut room;
         queries.resize(TOGETHER * self.width, 0.0);
         turned.resize(self.head_dim, 0.0);
-        scores.resize(scores.len().max(TOGETHER * longest.next_multiple_of(LANES)), 0.0);
+        scores.resize(scores.len().max(TOGETHER * padded(longest)), 0.0);
         let mut t = 0;
         while t < self.count {
             if t + TOGETHER <= self.count {

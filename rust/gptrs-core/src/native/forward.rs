@@ -106,12 +106,12 @@ struct Own {
 }
 
 impl Arena {
-    pub fn new(weights: &Weights, is_int8: bool, threads: usize) -> Result<Self> {
+    pub fn new(weights: &Weights, context: usize, is_int8: bool, threads: usize) -> Result<Self> {
         let (width, hidden) = (weights.emb_dim(), weights.hidden_dim());
         let what = "activations";
         let own = || {
             let inputs = Inputs::new(FEW_PACKED_ROWS, width, width.max(hidden), is_int8)?;
-            let room = Room::default();
+            let room = Room::new(context);
             Ok(Mutex::new(Own { inputs, widened: Vec::new(), room, norm: Default::default() }))
         };
         Ok(Self {

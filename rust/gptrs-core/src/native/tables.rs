@@ -18,14 +18,15 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// For vectors of `dim` numbers, a sine and a cosine for each two.
-    pub fn new(dim: usize) -> Self {
+    /// For vectors of `dim` numbers, a sine and a cosine for each two; with room for `context` positions.
+    pub fn new(dim: usize, context: usize) -> Self {
         let frequency = |i: usize| {
             let exponent = (2 * i) as f32 / dim as f32;
             1.0 / BASE.powf(f64::from(exponent)) as f32
         };
-        let frequencies = (0..dim.div_ceil(2)).map(frequency).collect();
-        Self { frequencies, sin: Vec::new(), cos: Vec::new() }
+        let frequencies: Vec<_> = (0..dim.div_ceil(2)).map(frequency).collect();
+        let room = || Vec::with_capacity(context * frequencies.len());
+        Self { sin: room(), cos: room(), frequencies }
     }
 
     /// Makes sure that positions below `end` are there.

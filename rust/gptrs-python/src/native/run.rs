@@ -57,14 +57,18 @@ impl NativeRun {
             return Ok(());
         }
         let Self { lent, refresh, .. } = self;
-        let model = lent.model_mut();
         Python::attach(|py| {
             py.check_signals()?;
-            let fresh: Option<PyWeights<'_>> = refresh.bind(py).call0()?.extract()?;
-            if let Some(fresh) = fresh {
-                let weights = fresh.read()?;
-                py.detach(|| model.set_weights(weights)).map_err(to_py_err)?;
+            let fresh = refresh.bind(py).call0()?;
+            if fresh.is_none() {
+                return Ok(());
             }
+            // The engine takes them for known: if they cannot be taken, nobody may go on with the old ones.
+            lent.is_outdated = true;
+            let weights = fresh.extract::<PyWeights<'_>>()?.read()?;
+            let model = lent.model_mut();
+            py.detach(|| model.set_weights(weights)).map_err(to_py_err)?;
+            lent.is_outdated = false;
             PyResult::Ok(())
         })?;
         self.last_check = Instant::now();
