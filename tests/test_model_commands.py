@@ -70,6 +70,18 @@ def foreign(tmp_path):
     return model, tmp_path
 
 
+@pytest.mark.filterwarnings("default:.*how many heads the model has:UserWarning")
+@pytest.mark.parametrize("command", ["params", "explain"])
+def test_a_guess_is_told_once_and_in_a_line(run, foreign, command):
+    path = foreign[1] / "book.pth"
+    arguments = [path] if command == "params" else ["Hello", "--model", path]
+    code, _, err = run(command, *arguments)
+    assert code == 0
+    assert err.startswith(f"gptrs: warning: {path}: the weights do not say how many heads")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*how many heads the model has:UserWarning")
 @pytest.mark.parametrize("name", ["hf", "book.pth"])
 def test_both_commands_take_weights_of_others(run, foreign, name):
     model, folder = foreign
@@ -83,6 +95,7 @@ def test_both_commands_take_weights_of_others(run, foreign, name):
     assert f"{logits.max().item():.3f}" in out
 
 
+@pytest.mark.filterwarnings("ignore:.*how many heads the model has:UserWarning")
 def test_weights_of_others_need_a_tokenizer_to_be_explained(run, tmp_path):
     cfg = GPTConfig(vocab_size=100, context_length=8, emb_dim=64, n_heads=1, n_layers=1)
     torch.save(GPTModel(cfg).state_dict(), tmp_path / "book.pth")

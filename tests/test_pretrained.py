@@ -1,6 +1,7 @@
 """Weights of others come in and ours go out, and both models compute the same."""
 
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import torch
 import transformers
 from llms_from_scratch import ch04
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 import gptrs
-from gptrs.config import GPTConfig, Pos
+from gptrs.config import PRESETS, GPTConfig, Pos
 from gptrs.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError
 from gptrs.model.gpt import GPTModel
 from gptrs.text.tokenizer import get_tokenizer
+from gptrs.weights.pretrained import config_of_pretrained
 
 SIZES = {"124m": (768, 12), "355m": (1024, 16), "774m": (1280, 20), "1558m": (1600, 25)}
 SHAPE = {
@@ -106,6 +108,16 @@ def test_openais_sizes_compute_the_same_both_ways(tmp_path, size):
     assert load(bare).cfg == ours.cfg
 
 
+def test_a_model_as_deep_as_openais_medium_computes_the_same_both_ways(tmp_path):
+    theirs = random_gpt2(n_embd=96, n_head=6, n_layer=24)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    assert_same_logits(ours, theirs, tokens=16)
+    ours.save_pretrained(tmp_path / "ours", format="hf")
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
+    assert_same_weights(again, theirs)
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_any_gpt2_comes_in_and_goes_out_unchanged(tmp_path, seed):
     draw = random.Random(seed)
@@ -151,7 +163,7 @@ def test_openais_own_names_masks_and_head_are_understood(tmp_path, prefix, head,
     if head == "written too":
         tensors["lm_head.weight"] = theirs.lm_head.weight.detach().clone()
     (save_file if suffix == ".safetensors" else torch.save)(tensors, file)
-    ours = load(file)
+    ours = load(file, cfg={"n_heads": 2})
     assert_same_logits(ours, theirs)
     assert ours.cfg.tie_embeddings == (head == "left out")
 
@@ -168,7 +180,7 @@ def test_a_model_of_the_book_goes_to_transformers_untied_and_with_zero_biases(tm
 def test_the_books_untied_model_takes_a_tied_files_matrix_twice(tmp_path):
     theirs = random_gpt2()
     theirs.save_pretrained(tmp_path)
-    ours = load(tmp_path, cfg={**SHAPE, "qkv_bias": True})
+    ours = load(tmp_path, cfg={**SHAPE, "qkv_bias": True, "tie_embeddings": False})
     assert_same_logits(ours, theirs)
     assert ours.out_head.weight.data_ptr() != ours.tok_emb.weight.data_ptr()
 
@@ -186,7 +198,7 @@ def test_the_books_state_dicts_are_read(tmp_path, kind, qkv_bias, wrapped):
     if wrapped:
         state = {"model_state_dict": {f"_orig_mod.{n}": t for n, t in state.items()}, "epoch": 3}
     torch.save(state, tmp_path / "model.pth")
-    ours = load(tmp_path / "model.pth")
+    ours = load(tmp_path / "model.pth", cfg={"n_heads": 2})
     assert_same_logits(ours, theirs)
     assert ours.cfg == GPTConfig.of({**SHAPE, "qkv_bias": qkv_bias})
 
@@ -329,6 +341,34 @@ def test_a_dtype_can_be_asked_for_and_torchs_generator_is_left_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("name", ["float32", "float64", "bfloat16", "float16"])
+def test_a_dtype_may_be_named(tmp_path, name):
+    random_gpt2().save_pretrained(tmp_path)
+    assert load(tmp_path, dtype=name).tok_emb.weight.dtype == getattr(torch, name)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, "int8", "auto", 16, []]
+)
+def test_a_dtype_that_weights_cannot_have_is_refused_before_anything_is_fetched(
+    tmp_path, monkeypatch, dtype
+):
+    random_gpt2().save_pretrained(tmp_path)
+    message = "must be float64, float32, float16, bfloat16"
+    assert message in refused(tmp_path, ConfigError, dtype=dtype)[0]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(ConfigError, match=message):
+        gptrs.from_hub("gpt2", dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), "gpu"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_device_that_holds_no_numbers_is_refused(tmp_path, kind, device):
+    random_ours().save_pretrained(tmp_path, format=kind)
+    (message,) = refused(tmp_path, ConfigError, device=device)
+    assert message.startswith("device is ")
+
+
 def test_a_loaded_model_does_not_depend_on_the_file(tmp_path):
     ours = random_ours()
     ours.save_pretrained(tmp_path, format="book")
@@ -368,6 +408,32 @@ def test_transformers_pipeline_gives_our_greedy_text(tmp_path, tokenizers, kind)
     gen.close()
 
 
+@pytest.mark.parametrize("length", [64, 300])
+def test_transformers_pipeline_fills_a_short_context_where_nothing_else_is_said(
+    tmp_path, caplog, length
+):
+    ours = random_ours(vocab_size=50257, context_length=length, emb_dim=8)
+    ours.save_pretrained(tmp_path, format="hf")
+    pipeline = transformers.pipeline("text-generation", str(tmp_path))
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # Its messages go no further than its own.
+    prompt = "Every effort moves you"
+    found = [pipeline(prompt * times, return_tensors=True)[0] for times in (1, 8)]
+    logger.removeHandler(caplog.handler)
+    ends = [1 + ids.index(50256) if 50256 in ids else length for ids in map(token_ids, found)]
+    assert [len(token_ids(ids)) for ids in found] == ends
+    assert not caplog.messages
+
+
+def token_ids(found):
+    return found["generated_token_ids"]
+
+
+def test_a_long_context_is_not_filled_by_transformers_pipeline(tmp_path):
+    random_ours(context_length=1024).save_pretrained(tmp_path, format="hf")
+    assert GenerationConfig.from_pretrained(tmp_path).max_length is None
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bpe", "char"])
 def test_the_tokenizer_of_an_exported_model_is_the_same_to_everybody(tmp_path, tokenizers, kind):
     tokenizer, text = tokenizers[kind], "Hello, wörld! ## 'tis"
@@ -388,6 +454,38 @@ def test_vocab_and_merges_as_transformers_writes_them_are_read(tmp_path, tokeniz
     theirs.backend_tokenizer.model.save(str(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
     assert get_tokenizer(tmp_path) is get_tokenizer("gpt2")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bpe"])
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_either_of_vocab_and_merges_stands_for_both(tmp_path, tokenizers, kind, name):
+    tokenizer = tokenizers[kind]
+    random_ours(vocab_size=tokenizer.n_vocab).save_pretrained(
+        tmp_path, format="hf", tokenizer=tokenizer
+    )
+    # It is these two that were named, whatever else is there.
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert get_tokenizer(tmp_path / name) == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"), [("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")]
+)
+def test_vocab_without_merges_says_what_is_missing(tmp_path, tokenizers, there, missing):
+    tokenizer = tokenizers["bpe"]
+    random_ours(vocab_size=tokenizer.n_vocab).save_pretrained(
+        tmp_path / "model", format="hf", tokenizer=tokenizer
+    )
+    (tmp_path / there).write_bytes((tmp_path / "model" / there).read_bytes())
+    for path in (tmp_path, tmp_path / there):
+        with pytest.raises(TokenizerError, match=f"{missing} is missing, which {there} needs"):
+            get_tokenizer(path)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_a_tokenizer_that_was_saved_as_vocab_json_is_read_from_there(tmp_path, tokenizers, kind):
+    file = tokenizers[kind].save(tmp_path / "vocab.json")
+    assert get_tokenizer(file) == tokenizers[kind]
 
 
 @pytest.mark.parametrize(
@@ -453,6 +551,34 @@ def test_values_that_are_not_finite_are_refused(tmp_path, value):
     assert "trf_blocks.1.att.W_key.weight has values" in "".join(problems)
 
 
+def test_missing_extra_and_wrong_tensors_are_listed_together(tmp_path):
+    random_gpt2().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.ln_f.bias"]
+    tensors["transformer.h.0.ln_1.bias"] = torch.full((3,), float("nan"))
+    tensors["transformer.wpe.weight"][3, 5] = float("nan")
+    tensors["transformer.h.1.mlp.c_fc.bias"][9] = 1e6
+    tensors["score.weight"] = torch.full((2, 128), float("nan"))
+    save_file(tensors, tmp_path / "model.safetensors")
+    _, *problems = refused(tmp_path, dtype="float16")
+    assert sorted(map(str.strip, problems)) == [
+        "final_norm.shift has nothing to load",
+        "score.weight is unexpected",
+        "transformer.h.1.mlp.c_fc.bias: trf_blocks.1.ff.layers.0.bias has values that are not "
+        "finite in torch.float16",
+        "transformer.wpe.weight: pos_emb.weight has values that are not finite in torch.float16",
+        "trf_blocks.0.norm1.shift is [128], transformer.h.0.ln_1.bias of [3] gives [3]",
+    ]
+
+
+def test_a_file_in_which_nothing_fits_is_refused_by_every_tensor(tmp_path):
+    state = random_ours().state_dict()
+    torch.save({name: tensor.int() for name, tensor in state.items()}, tmp_path / "a.pth")
+    _, *problems = refused(tmp_path / "a.pth", cfg={"n_heads": 2})
+    assert len(problems) == len(state)
+    assert all(line.endswith("it must be floating point") for line in problems)
+
+
 def test_a_dtype_that_cannot_hold_the_values_is_refused(tmp_path):
     model = random_gpt2()
     model.transformer.wte.weight.data[0, 0] = 1e9
@@ -490,8 +616,7 @@ def test_a_head_that_differs_from_a_tied_embedding_is_not_dropped(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
     _, problem = refused(tmp_path)
     assert problem.strip().startswith("lm_head.weight is not transformer.wte.weight")
-    tied_config = {**SHAPE, "qkv_bias": True}
-    assert load(tmp_path, cfg=tied_config).cfg.tie_embeddings is False
+    assert load(tmp_path, cfg={"tie_embeddings": False}).cfg.tie_embeddings is False
 
 
 def test_an_untied_model_without_its_head_is_refused(tmp_path):
@@ -526,7 +651,7 @@ def test_a_foreign_config_beside_a_file_is_not_asked(tmp_path):
     ours = random_ours()
     torch.save(ours.state_dict(), tmp_path / "a.pth")
     (tmp_path / "config.json").write_text('{"editor": "vi"}')
-    assert_same_weights(load(tmp_path / "a.pth"), ours)
+    assert_same_weights(load(tmp_path / "a.pth", cfg={"n_heads": 2}), ours)
 
 
 def test_heads_of_another_width_need_a_config(tmp_path):
@@ -535,6 +660,40 @@ def test_heads_of_another_width_need_a_config(tmp_path):
     assert "the weights do not say n_heads" in refused(tmp_path / "a.pth")[0]
     again = load(tmp_path / "a.pth", cfg={**SHAPE, "emb_dim": 24, "n_heads": 3})
     assert_same_logits(again, ours)
+
+
+def test_a_guessed_number_of_heads_is_said(tmp_path):
+    ours = random_ours(n_heads=4)
+    torch.save(ours.state_dict(), tmp_path / "a.pth")
+    message = r"a\.pth: the weights do not say how many heads .* n_heads=2 is a guess.*cfg={"
+    with pytest.warns(UserWarning, match=message) as warned:
+        guessed = load(tmp_path / "a.pth")
+    assert [warning.filename for warning in warned] == [__file__]
+    assert guessed.cfg.n_heads == 2
+    with pytest.raises(AssertionError):
+        assert_same_logits(guessed, ours)
+    with pytest.warns(UserWarning, match=message):
+        config_of_pretrained(tmp_path / "a.pth")
+    # What the message says to write, either way; pytest makes an error of any further warning.
+    assert_same_logits(load(tmp_path / "a.pth", cfg={"n_heads": 4}), ours)
+    (tmp_path / "config.json").write_text('{"emb_dim": 128, "n_heads": 4}')
+    assert_same_logits(load(tmp_path / "a.pth"), ours)
+
+
+def test_a_mapping_says_only_what_it_has(tmp_path):
+    theirs = random_gpt2()
+    theirs.save_pretrained(tmp_path)
+    expected = replace(load(tmp_path).cfg, drop_rate=0.3)
+    assert load(tmp_path, cfg={"drop_rate": 0.3}).cfg == expected
+    assert load(tmp_path, cfg={}).cfg == load(tmp_path).cfg
+    _, *problems = refused(tmp_path, ConfigError, cfg={"n_heads": 4, "drop_rate": 0.3})
+    assert [problem.split(" in cfg")[0].strip() for problem in problems] == ["n_heads is 4"]
+    (message,) = refused(tmp_path, ConfigError, cfg={"n_head": 2})
+    assert "did you mean 'n_heads'?" in message
+    # A whole config means all of its fields, a preset too.
+    with pytest.raises(ConfigError, match="does not fit the weights") as error:
+        load(tmp_path, cfg="gpt2-124m")
+    assert len(str(error.value).splitlines()) == 6
 
 
 class Bomb:
@@ -546,7 +705,19 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path, capsys):
     torch.save({"model": Bomb()}, tmp_path / "a.pth")
     (message,) = refused(tmp_path / "a.pth")
     assert "holds other pickled objects, which could run code" in message
+    # torch's own text says how to run them, in bold.
+    assert message.endswith("(found print). Save the model's state_dict() instead")
     assert "must not run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_whole_model_that_was_pickled_is_refused_by_its_class(tmp_path, is_zip):
+    torch.save(random_ours(), tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)
+    (message,) = refused(tmp_path / "a.pth")
+    assert message.endswith(
+        "(found gptrs.model.gpt.GPTModel). Save the model's state_dict() instead"
+    )
+    assert message.isprintable()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text", b"\x80\x02", bytes(99)])
@@ -562,6 +733,52 @@ def test_other_models_say_what_was_found(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "a.pth")
     assert "a dict of tensors by name; found a list" in refused(tmp_path / "a.pth")[0]
     assert "there is no model.safetensors or" in refused(tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["gpt2-small-124M.pth", "a.pt", "a.safetensors", "sharded"])
+def test_a_folders_only_weights_need_no_usual_name(tmp_path, name):
+    theirs = random_gpt2()
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB" if name == "sharded" else "5GB")
+    if name == "sharded":
+        index = tmp_path / "model.safetensors.index.json"
+        index.rename(tmp_path / "other.safetensors.index.json")
+        for shard in tmp_path.glob("model-*"):
+            shard.rename(tmp_path / shard.name.replace("model", "other"))
+        renamed = index.with_name("other.safetensors.index.json")
+        renamed.write_text(renamed.read_text().replace("model-", "other-"))
+    elif name == "a.safetensors":
+        (tmp_path / "model.safetensors").rename(tmp_path / name)
+    else:
+        torch.save(theirs.state_dict(), tmp_path / name)
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "train.bin").touch()
+    assert_same_logits(load(tmp_path), theirs)
+
+
+def test_several_files_of_weights_are_named(tmp_path):
+    for name in ("b.pth", "a.safetensors", ".hidden.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    assert "several other files of weights: a.safetensors, b.pth. Name the" in refused(tmp_path)[0]
+
+
+def test_a_shard_by_itself_points_to_its_index(tmp_path):
+    random_gpt2().save_pretrained(tmp_path, max_shard_size="1MB")
+    shard, *others = sorted(tmp_path.glob("model-*.safetensors"))
+    index = tmp_path / "model.safetensors.index.json"
+    text = f"{shard}: one of {1 + len(others)} shards of a model: "
+    assert len(others) > 0
+    assert refused(shard) == [f"{text}open {index}"]
+    index.unlink()
+    assert refused(shard) == [f"{text}{index.name}, which joins them, is missing"]
+
+
+def test_a_model_that_is_its_only_shard_is_read(tmp_path):
+    theirs = random_gpt2()
+    theirs.save_pretrained(tmp_path)
+    shard = tmp_path / "model-00001-of-00001.safetensors"
+    (tmp_path / "model.safetensors").rename(shard)
+    for path in (shard, tmp_path):
+        assert_same_logits(load(path), theirs)
 
 
 def test_an_index_opens_nothing_outside_its_folder(tmp_path):
@@ -684,8 +901,47 @@ def test_a_misspelt_path_is_told_the_nearest_that_exists(tmp_path, monkeypatch, 
             else Path(*path.parts[: -len(Path(asked).parts)], meant)
         )
         assert line.startswith(f"{path}: no such file or folder")
-        assert line.endswith(f"; did you mean {nearest}?") == (meant is not None)
+        assert (f"; did you mean {nearest}?" in line) == (meant is not None)
         assert ("did you mean" in line) == (meant is not None)
+        # In a folder that is there, or a path of several: no name of the hub's.
+        could_be_hubs = asked in ("rnus/train-001", "model.safetensor", ".cach")
+        assert ("from_hub" in line) == (could_be_hubs and not path.is_absolute())
+
+
+@pytest.mark.parametrize("name", ["gpt2-124m", "gpt2.py", "gpt2-124m/"])
+def test_a_path_that_resembles_the_hubs_name_does_not_hide_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    assert refused("gpt2") == [
+        f"gpt2: no such file or folder; did you mean {Path(name)}? gptrs.from_hub('gpt2') fetches "
+        "a model from the Hugging Face hub"
+    ]
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("gpt2-")])
+def test_a_preset_is_found_on_the_hub_under_its_name_there(tmp_path, monkeypatch, preset):
+    monkeypatch.chdir(tmp_path)
+    # Sizes by OpenAI's own names: https://huggingface.co/openai-community.
+    hub_name = {768: "gpt2", 1024: "gpt2-medium", 1280: "gpt2-large", 1600: "gpt2-xl"}[
+        PRESETS[preset].emb_dim
+    ]
+    assert f"gptrs.from_hub({hub_name!r})" in refused(preset)[0]
+    asked = []
+    random_gpt2().save_pretrained(tmp_path / "hub")
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **_: asked.append(name) or str(tmp_path / "hub"),
+    )
+    gptrs.from_hub(preset)
+    assert asked == [hub_name]
+
+
+def test_a_preset_without_published_weights_promises_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (message,) = refused("gpt3-175b")
+    assert "from_hub" not in message
+    assert "GPTModel('gpt3-175b') draws them" in message
 
 
 def test_the_hub_is_asked_for_what_is_needed_and_its_folder_read(tmp_path, monkeypatch):

@@ -144,9 +144,9 @@ def test_without_biases_on_either_side_the_rest_loads(params):
     assert np.array_equal(weight, params["blocks"][1]["attn"]["c_attn"]["w"][:, 48:].T)
 
 
-def refuses(cfg, params):
+def refuses(cfg, params, dtype=torch.float32):
     """What `load_weights_into_gpt` says; asserts that the model is as it was."""
-    model = GPTModel(cfg)
+    model = GPTModel(cfg).to(dtype)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError) as error:
         load_weights_into_gpt(model, params)
@@ -176,6 +176,59 @@ def test_every_mismatch_is_listed_in_one_error(params):
         "trf_blocks.1.att.W_key.weight is [24, 24], blocks[1].attn.c_attn.w gives [23, 24]",
         "trf_blocks.1.att.W_value.weight is [24, 24], blocks[1].attn.c_attn.w gives [23, 24]",
         "final_norm.scale has nothing to load",
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_listed_with_all_else(params, value):
+    params["wpe"][3, 5] = value
+    params["blocks"][1]["mlp"]["c_fc"]["b"][7] = value
+    params["blocks"][0]["attn"]["c_attn"]["w"][2, 30] = value  # Among the keys'.
+    params["g"] = params["g"][:8]
+    del params["blocks"][1]["ln_2"]["b"]
+    assert refuses(CFG, params) == [
+        "wpe: pos_emb.weight has values that are not finite in torch.float32",
+        "final_norm.scale is [24], g gives [8]",
+        "blocks[0].attn.c_attn.w: trf_blocks.0.att.W_key.weight has values that are not finite in "
+        "torch.float32",
+        "blocks[1].mlp.c_fc.b: trf_blocks.1.ff.layers.0.bias has values that are not finite in "
+        "torch.float32",
+        "trf_blocks.1.norm2.shift has nothing to load",
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.float16, -1e9), (torch.float16, 65_520.0), (torch.float32, 1e39)]
+)
+def test_values_that_the_models_dtype_cannot_hold_are_refused(params, dtype, value):
+    params["b"] = params["b"].astype(np.float64)
+    params["b"][11] = value
+    problem = f"b: final_norm.shift has values that are not finite in {dtype}"
+    assert refuses(CFG, params, dtype) == [problem]
+    larger = {torch.float16: torch.bfloat16, torch.float32: torch.float64}[dtype]
+    model = GPTModel(CFG).to(larger)
+    load_weights_into_gpt(model, params)
+    assert model.final_norm.shift[11] == torch.tensor(value, dtype=larger)
+
+
+def test_the_largest_value_of_a_dtype_is_loaded(params):
+    params["b"][11] = 65_504
+    model = GPTModel(CFG).to(torch.float16)
+    load_weights_into_gpt(model, params)
+    assert model.final_norm.shift[11] == 65_504
+
+
+def test_arrays_that_no_layer_needs_are_listed(params):
+    params["blocks"][1]["attn"]["c_attn"]["scale"] = np.ones(3)
+    params["blocks"][0]["mlp"]["gate"] = {"w": np.ones((24, 96))}
+    params["lm_head"] = params["wte"]
+    params["hparams"] = {"n_layer": 2}  # Nothing that could be a weight.
+    assert refuses(CFG, params) == [
+        "blocks[0].mlp.gate.w is unexpected",
+        "blocks[1].attn.c_attn.scale is unexpected",
+        "lm_head is unexpected",
     ]
 
 

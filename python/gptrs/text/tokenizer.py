@@ -299,7 +299,8 @@ class Tokenizer(TiktokenNames):
     def load(path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer in a `tokenizer.json`, or in a directory that holds one.
 
-        Where a directory has none, its `vocab.json` and `merges.txt` are read, as GPT-2's have.
+        Where a directory has none, or one of these is named, its `vocab.json` and `merges.txt` are
+        read, as GPT-2's have.
 
         Raises:
             TokenizerError: there is none, or it is damaged or of a kind that is not supported.
@@ -372,7 +373,7 @@ def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken
     Args:
         spec: "gpt2"; "tiktoken:NAME" for one of tiktoken's own encodings, which tiktoken fetches
             from the network or its cache; or the path of a `tokenizer.json`, or of a directory that
-            holds one, or GPT-2's older `vocab.json` and `merges.txt`.
+            holds one, or GPT-2's older `vocab.json` and `merges.txt`; or of one of these two.
 
     Raises:
         TokenizerError: there is no such tokenizer, or a file holds one that is not supported.
@@ -449,11 +450,12 @@ def _in_directory(path: str | os.PathLike[str]) -> Path:
 
 def _content(file: Path) -> bytes:
     """What `file`, a tokenizer.json, says, or would say: older folders have two other files."""
-    if file.name == FILE_NAME and not file.exists():
-        from gptrs.text.tokenizer_files import has_gpt2_files, read_gpt2_files
+    if file.name != FILE_NAME or not file.exists():
+        from gptrs.text.tokenizer_files import has_gpt2_file, is_gpt2_file, read_gpt2_files
 
-        if has_gpt2_files(file.parent):
-            return read_gpt2_files(file.parent)
+        folder = file.parent
+        if has_gpt2_file(folder) if file.name == FILE_NAME else is_gpt2_file(file):
+            return read_gpt2_files(folder)
     return file.read_bytes()
 
 

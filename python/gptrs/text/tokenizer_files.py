@@ -35,9 +35,23 @@ def gpt2_files(tokenizer_json: str) -> dict[str, bytes]:
     }
 
 
-def has_gpt2_files(directory: Path) -> bool:
-    """Whether `directory` has both files."""
-    return (directory / VOCAB_FILE).is_file() and (directory / MERGES_FILE).is_file()
+def has_gpt2_file(directory: Path) -> bool:
+    """Whether `directory` has one of the two files, which then needs the other."""
+    return any((directory / name).is_file() for name in (VOCAB_FILE, MERGES_FILE))
+
+
+def is_gpt2_file(file: Path) -> bool:
+    """Whether `file` is one of the two; all of a tokenizer may have been saved as vocab.json."""
+    return file.name == MERGES_FILE or (file.name == VOCAB_FILE and not _is_whole(file))
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether this is all of a tokenizer. In a vocabulary, "model" would be a token with an id."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("model"), dict)
 
 
 def read_gpt2_files(directory: Path) -> bytes:
@@ -45,8 +59,11 @@ def read_gpt2_files(directory: Path) -> bytes:
 
     Raises:
         OSError: a file cannot be read.
-        TokenizerError: a file is not what its name says.
+        TokenizerError: there is only one of them, or a file is not what its name says.
     """
+    for name, other in ((VOCAB_FILE, MERGES_FILE), (MERGES_FILE, VOCAB_FILE)):
+        if (directory / other).is_file() and not (directory / name).is_file():
+            raise TokenizerError(f"{name} is missing, which {other} needs beside it")
     vocab = _vocab(directory / VOCAB_FILE)
     merges = _merges(directory / MERGES_FILE)
     # Every merge makes one token, and the 256 bytes are tokens too; what else there is, is special.

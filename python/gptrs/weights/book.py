@@ -56,31 +56,32 @@ def load_weights_into_gpt(gpt: nn.Module, params: Mapping[str, Any]) -> None:
         gpt: a GPTModel, tied or not, with QKV biases if `params` has them. (Any module with the
             book's names will do.)
         params: "wte", "wpe", "g", "b" and "blocks", a list with one nested dict a block, as the
-            book's loader of OpenAI's checkpoint gives them. Arrays that no layer needs are ignored.
+            book's loader of OpenAI's checkpoint gives them.
 
     Raises:
-        ConfigError: arrays are missing, or do not fit; the message lists all of them, and the model
-            is untouched.
+        ConfigError: arrays are missing, unexpected, of another shape or dtype, or not finite in the
+            model's dtype; the message lists all of them, and the model is untouched.
     """
     targets: dict[str, Tensor] = dict(gpt.named_parameters(remove_duplicate=False))
-    unfilled = dict.fromkeys(targets)
+    unfilled, unused = dict.fromkeys(targets), dict.fromkeys(_arrays(params))
     problems: list[str] = []
     copies: list[tuple[Tensor, Array]] = []
     for source, name, array in _pairs(params):
         unfilled.pop(name, None)
+        unused.pop(source, None)
         problem = _problem(source, name, array, targets)
         if problem is None:
             copies.append((targets[name], array))
-        elif problem not in problems:
+        else:
             problems.append(problem)
     if len(unfilled) == len(targets):
         problems.append(f"params has none of GPT-2's arrays; its keys are {list(params)[:8]}")
     else:
         problems += [f"{name} has nothing to load" for name in unfilled]
+        problems += [f"{source} is unexpected" for source in unused]
     if problems:
-        raise ConfigError(
-            "the weights do not fit the model, which is untouched:\n  " + "\n  ".join(problems)
-        )
+        listed = "\n  ".join(dict.fromkeys(problems))
+        raise ConfigError(f"the weights do not fit the model, which is untouched:\n  {listed}")
     with torch.no_grad():
         for target, array in copies:
             target.copy_(torch.tensor(array))
@@ -100,7 +101,18 @@ def _problem(source: str, name: str, array: Array, targets: Mapping[str, Tensor]
         return f"{source} has dtype {array.dtype}; it must be floating point"
     if array.shape != target.shape:
         return f"{name} is {list(target.shape)}, {source} gives {list(array.shape)}"
+    if not _is_finite(array, target.dtype):
+        return f"{source}: {name} has values that are not finite in {target.dtype}"
     return None
+
+
+def _is_finite(array: Array, dtype: torch.dtype) -> bool:
+    """Least and greatest carry whatever is not finite, or too large for `dtype`: nothing is copied.
+
+    A million does not fit into float16.
+    """
+    extremes = torch.tensor([float(array.min()), float(array.max())], dtype=torch.float64)
+    return bool(extremes.to(dtype).isfinite().all())
 
 
 def _pairs(params: Mapping[str, Any]) -> Iterator[tuple[str, str, Array]]:
@@ -130,6 +142,18 @@ def _split_qkv(array: Array) -> list[Array]:
     import numpy as np
 
     return np.array_split(array, 3, axis=-1)
+
+
+def _arrays(tree: Any, path: str = "") -> Iterator[str]:
+    """Where there are arrays, named as `_pairs` names them."""
+    if isinstance(tree, Mapping):
+        for key, node in tree.items():
+            yield from _arrays(node, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for index, node in enumerate(tree):
+            yield from _arrays(node, f"{path}[{index}]")
+    elif hasattr(tree, "shape"):
+        yield path
 
 
 def _find(tree: Mapping[str, Any], path: str) -> Array | None:

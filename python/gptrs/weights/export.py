@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 Format = Literal["gptrs", "hf", "book"]
 
+_PIPELINE_TOKENS = 256
+"""How many new tokens transformers' text-generation pipeline makes where nothing is said."""
+
 
 def save_pretrained(
     model: GPTModel,
@@ -87,10 +90,20 @@ def _hf_files(model: GPTModel, tokenizer: Tokenizer | None) -> _Files:
     files: _Files = {
         # transformers looks for where the tensors came from.
         "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        "generation_config.json": _json({**ids, "do_sample": False}),
+        "generation_config.json": _json(_generation_config(model.cfg) | ids),
         CONFIG_FILE: _json(_hf_config(model) | ids),
     }
     return files if tokenizer is None else _tokenizer_files(tokenizer, model.cfg) | files
+
+
+def _generation_config(cfg: GPTConfig) -> dict[str, Any]:
+    """Greedy, and within the context.
+
+    Where nothing is said, transformers' pipeline makes 256 tokens, and fails behind the end of a
+    short context. A long one is left to that: filling it would take minutes.
+    """
+    is_short = cfg.context_length < 2 * _PIPELINE_TOKENS
+    return {"do_sample": False} | ({"max_length": cfg.context_length} if is_short else {})
 
 
 def _tokenizer_files(tokenizer: Tokenizer, cfg: GPTConfig) -> _Files:

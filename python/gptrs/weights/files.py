@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +33,8 @@ FLOATS = {
     "BF16": torch.bfloat16,
 }
 """The dtypes that weights may have, by their names in safetensors."""
+
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 # Under these keys training scripts keep the state_dict: the book's, nanoGPT's, Lightning's.
 _NESTED = ("model_state_dict", "model", "state_dict")
@@ -68,11 +71,13 @@ def open_weights(path: Path) -> WeightFile:
     """The tensors in `path`, by the file's suffix.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or holds pickled objects.
+        CheckpointError: the file is missing, damaged, of another kind, one of several shards, or
+            holds pickled objects.
     """
     if path.name.endswith(INDEX_SUFFIX):
         return _Sharded(path)
     if path.suffix == ".safetensors":
+        _check_whole(path)
         return _Safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _Torch(path)
@@ -80,6 +85,33 @@ def open_weights(path: Path) -> WeightFile:
         f"{path}: expected .safetensors, .safetensors{INDEX_SUFFIX} or torch.save's "
         f"{', '.join(TORCH_SUFFIXES)}"
     )
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """Files that may be a model's weights, whatever their names; of shards their index.
+
+    No .bin: in a folder of somebody else's these are many other things, tokens too.
+    """
+    suffixes = (f".safetensors{INDEX_SUFFIX}", ".safetensors", ".pth", ".pt")
+    found = [path for path in folder.iterdir() if path.name.endswith(suffixes) and path.is_file()]
+    return sorted(
+        path for path in found if not path.name.startswith(".") and _index_of(path) not in found
+    )
+
+
+def _index_of(path: Path) -> Path | None:
+    """The index of the shards that `path` is one of; None if it is none."""
+    match = _SHARD.fullmatch(path.name)
+    return path.with_name(f"{match[1]}.safetensors{INDEX_SUFFIX}") if match else None
+
+
+def _check_whole(path: Path) -> None:
+    """Raises CheckpointError if `path` is one of several shards."""
+    index, match = _index_of(path), _SHARD.fullmatch(path.name)
+    if index is None or match is None or int(match[2]) == 1:
+        return
+    advice = f"open {index}" if index.is_file() else f"{index.name}, which joins them, is missing"
+    raise CheckpointError(f"{path}: one of {int(match[2])} shards of a model: {advice}")
 
 
 class _Safetensors:
@@ -175,8 +207,8 @@ def _load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a file of tensors: it is damaged, or holds other pickled objects, which "
-            "could run code when they are loaded. Save the model's state_dict() instead: "
-            f"{_first_line(error)}"
+            f"could run code when they are loaded{_found(error)}. Save the model's state_dict() "
+            "instead"
         ) from error
     except Exception as error:  # Reading damaged pickles fails in all the ways there are.
         raise CheckpointError(
@@ -195,6 +227,12 @@ def _load_tensors(path: Path) -> Any:
         is_zip = file.read(4) == b"PK\x03\x04"
     # Files of torch before 1.6 are no zip archives, and cannot be mapped.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _found(error: pickle.UnpicklingError) -> str:
+    """Which object was refused, if torch says so; the rest of its text advises to run the code."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (found {match[1]})" if match else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """A GPTModel made of the tensors in a file, one after the other.
 
-    config ─► model on the meta device, with shapes only ─► every mismatch ─► filled part by part
+    config ─► model on the meta device, with shapes only ─► what fits is filled, part by part
+                                                       └──► what does not is listed, in one error
 
 Nothing is drawn, and no tensor exists twice: loading needs little more memory than the weights.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gptrs.config import GPTConfig
-from gptrs.errors import CheckpointError
+from gptrs.errors import CheckpointError, ConfigError
 from gptrs.memory import empty
 from gptrs.model.gpt import GPTModel
 from gptrs.weights.files import FLOATS, Entry, WeightFile
@@ -34,7 +35,7 @@ def filled_model(
     file: WeightFile,
     recipe: Recipe,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
 ) -> GPTModel:
     """A model of `cfg` with the tensors of `file`, in eval mode.
@@ -45,29 +46,78 @@ def filled_model(
     Raises:
         CheckpointError: tensors are missing, unexpected, of another shape or dtype, not finite, or
             two that should be one differ; the message lists all of them.
+        ConfigError: weights cannot have this dtype, or be on this device.
     """
+    asked, device = weights_dtype(dtype), weights_device(device)
     model = _unfilled(cfg)
-    shapes = _shapes(model)
-    sources = dict(recipe.sources)
+    shapes, sources = _shapes(model), dict(recipe.sources)
     zeros = set() if recipe.has_biases else {n for n in shapes if n.endswith((".bias", ".shift"))}
-    if problems := [*_mismatches(shapes, sources, zeros, file.entries)]:
-        raise _misfit(file, problems)
-    head = sources.pop("out_head.weight") if cfg.tie_embeddings else None
-    dtype = dtype or _widest(file.entries[source.name].dtype for source in sources.values())
+    problems = [*_mismatches(shapes, sources, zeros, file.entries)]
+    # What fits is read even where something else does not: its numbers may be wrong as well.
+    fitting = {
+        ours: source
+        for ours, source in sources.items()
+        if ours in shapes and not [*_misfits_of(ours, source, shapes[ours], file.entries)]
+    }
+    head = fitting.pop("out_head.weight", None) if cfg.tie_embeddings else None
+    dtype = asked or _widest(file.entries[source.name].dtype for source in fitting.values())
     tensors = {n: torch.zeros(shapes[n], dtype=dtype, device=device) for n in zeros - {*sources}}
-    for ours, source, rows, stored in _stored(file, sources):
-        if ours not in tensors:
-            tensors[ours] = empty(shapes[ours], dtype, torch.device(device))
-        tensors[ours][rows].copy_(source.take(stored))
-        if not _is_finite(tensors[ours][rows]):
-            problems.append(f"{source.name}: {ours} has values that are not finite in {dtype}")
-    if head is not None and not _is_same(head, sources["tok_emb.weight"], file):
-        other = sources["tok_emb.weight"].name
-        problems.append(f"{head.name} is not {other}, and the model is to tie them")
+    problems += _fill(tensors, file, fitting, shapes, dtype, device)
+    embedding = fitting.get("tok_emb.weight")
+    if head is not None and embedding is not None and not _is_same(head, embedding, file):
+        problems.append(f"{head.name} is not {embedding.name}, and the model is to tie them")
     if problems:
-        raise _misfit(file, problems)
+        listed = "\n  ".join(dict.fromkeys(problems))
+        raise CheckpointError(f"{file.path}: the weights do not fit the model:\n  {listed}")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def _fill(
+    tensors: dict[str, Tensor],
+    file: WeightFile,
+    sources: Mapping[str, Source],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[str]:
+    """Adds ours to `tensors`, made of what is stored; gives those with values of no use."""
+    for ours, source, rows, stored in _stored(file, sources):
+        if ours not in tensors:
+            tensors[ours] = empty(shapes[ours], dtype, device)
+        tensors[ours][rows].copy_(source.take(stored))
+        if not _is_finite(tensors[ours][rows]):
+            yield f"{source.name}: {ours} has values that are not finite in {dtype}"
+
+
+def weights_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """What `dtype` names: torch's, or its name, as "bfloat16"; None stays None.
+
+    Raises:
+        ConfigError: weights cannot have it.
+    """
+    names = {str(known).removeprefix("torch."): known for known in FLOATS.values()}
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in names.values()):
+        return dtype
+    if isinstance(dtype, str) and dtype in names:
+        return names[dtype]
+    raise ConfigError(f"dtype is {dtype!r}; it must be {', '.join(names)}, or None: as stored")
+
+
+def weights_device(device: str | torch.device) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ConfigError: there is none, or it holds no numbers.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"device is {device!r}: {reason}") from error
+    if found.type == "meta":
+        raise ConfigError('device is "meta", which holds no numbers: nothing can be loaded')
+    return found
 
 
 def misfits(model: GPTModel) -> list[str]:
@@ -110,27 +160,24 @@ def _mismatches(
     entries: Mapping[str, Entry],
 ) -> Iterator[str]:
     for ours, shape in shapes.items():
-        if ours not in sources:
-            if ours not in zeros:
-                yield f"{ours} has nothing to load"
-            continue
-        entry = entries[sources[ours].name]
-        found = sources[ours].shape(entry.shape)
-        if found != shape:
-            yield (
-                f"{ours} is {list(shape)}, {sources[ours].name} of {list(entry.shape)} gives "
-                f"{list(found)}"
-            )
-        if entry.dtype not in FLOATS.values():
-            yield f"{sources[ours].name} has dtype {entry.dtype}; it must be floating point"
+        if ours in sources:
+            yield from _misfits_of(ours, sources[ours], shape, entries)
+        elif ours not in zeros:
+            yield f"{ours} has nothing to load"
     for ours, source in sources.items():
         if ours not in shapes:
             yield f"{source.name} is unexpected"
 
 
-def _misfit(file: WeightFile, problems: list[str]) -> CheckpointError:
-    listed = "\n  ".join(dict.fromkeys(problems))
-    return CheckpointError(f"{file.path}: the weights do not fit the model:\n  {listed}")
+def _misfits_of(
+    ours: str, source: Source, shape: tuple[int, ...], entries: Mapping[str, Entry]
+) -> Iterator[str]:
+    """What keeps the stored tensor from being ours, its numbers aside."""
+    entry = entries[source.name]
+    if (found := source.shape(entry.shape)) != shape:
+        yield f"{ours} is {list(shape)}, {source.name} of {list(entry.shape)} gives {list(found)}"
+    if entry.dtype not in FLOATS.values():
+        yield f"{source.name} has dtype {entry.dtype}; it must be floating point"
 
 
 def _stored(
@@ -189,7 +236,8 @@ def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 def _widest(dtypes: Iterable[torch.dtype | str]) -> torch.dtype:
     """The one dtype that holds them all: a model has one, files of mixed precision have two."""
-    return reduce(torch.promote_types, (d for d in dtypes if isinstance(d, torch.dtype)))
+    known = [dtype for dtype in dtypes if isinstance(dtype, torch.dtype)]
+    return reduce(torch.promote_types, known) if known else torch.float32
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -7,15 +7,16 @@ import os
 from pathlib import Path
 
 
-def no_such_path(path: str | os.PathLike[str], otherwise: str = "") -> str:
+def no_such_path(path: str | os.PathLike[str], other_hint: str = "") -> str:
     """The message for a path that does not exist, with the nearest one that does.
 
     Args:
-        otherwise: what to say where there is none.
+        other_hint: what else may be meant, for it need not be a path; it comes last.
     """
     nearest = nearest_path(Path(path))
-    hint = otherwise if nearest is None else f"did you mean {nearest}?"
-    return f"{path}: no such file or folder{hint and '; '}{hint}"
+    near_hint = "" if nearest is None else f"did you mean {nearest}?"
+    hints = " ".join(hint for hint in (near_hint, other_hint) if hint)
+    return f"{path}: no such file or folder{hints and '; '}{hints}"
 
 
 def nearest_path(path: Path) -> Path | None:

@@ -3,26 +3,28 @@
     path ─► own checkpoint ─────────────────────► config ─► filled model
         └─► file and config.json ─► whose names? ──┘
 
-Reads config.json, and leaves the tensors to `weight_files`, their names to `weight_names` and the
-model to `filled_model`.
+Reads config.json, and leaves the tensors to `files`, their names to `names` and the model to
+`filled_model`. What differs is one error a stage: of the file and its config.json, of the caller's
+config, and of the tensors.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gptrs.config import ConfigLike, GPTConfig
+from gptrs.config import PRESETS, ConfigLike, GPTConfig
 from gptrs.errors import CheckpointError, MissingExtraError
 from gptrs.model.gpt import GPTModel
 from gptrs.text.tokenizer import Tokenizer, get_tokenizer
 from gptrs.weights.checkpoint import load_tokenizer, open_checkpoint
-from gptrs.weights.files import WeightFile, open_weights
-from gptrs.weights.filled_model import filled_model
+from gptrs.weights.files import WeightFile, open_weights, weights_in
+from gptrs.weights.filled_model import filled_model, weights_device, weights_dtype
 from gptrs.weights.foreign_config import config_of_json, is_known, read_json
 from gptrs.weights.manifest import CONFIG_FILE, FORMAT, RUN_FOLDER
 from gptrs.weights.missing import no_such_path
@@ -39,28 +41,43 @@ WEIGHTS_FILES = (
     "model.pth",
     "ckpt.pt",
 )
-"""What is looked for in a folder, in this order."""
+"""What is looked for in a folder, in this order; then for a single file of any other name."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json")
+_HUB_NAMES = {
+    "gpt2-124m": "gpt2",
+    "gpt2-355m": "gpt2-medium",
+    "gpt2-774m": "gpt2-large",
+    "gpt2-1558m": "gpt2-xl",
+}
+"""What the hub calls the presets whose weights it has."""
 
 
 def from_pretrained(
     path: str | os.PathLike[str],
     *,
     cfg: ConfigLike | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
 ) -> GPTModel:
     """What `GPTModel.from_pretrained` says."""
-    path = Path(path)
-    wanted = None if cfg is None else GPTConfig.of(cfg)
-    found, file, recipe = _open(path)
-    if wanted is None:
-        wanted = complete(found, file.path)
-    else:
-        check_fits(wanted, found, file.path)
+    if cfg is not None and not isinstance(cfg, Mapping):
+        cfg = GPTConfig.of(cfg)  # A preset that is misspelt is known before anything is read.
+    found, file, recipe = _open(Path(path))
+    wanted = _wanted(cfg, found, file.path)
     return filled_model(wanted, file, recipe, dtype=dtype, device=device)
+
+
+def _wanted(
+    cfg: GPTConfig | Mapping[str, Any] | None, found: Mapping[str, Any], path: Path
+) -> GPTConfig:
+    """The config of the model: a mapping says only what it has, the rest is that of the weights."""
+    if isinstance(cfg, GPTConfig):
+        check_fits(cfg.to_dict(), found, path)
+        return cfg
+    check_fits(cfg or {}, found, path)
+    return complete({**found, **(cfg or {})}, path)
 
 
 def config_of_pretrained(path: str | os.PathLike[str]) -> GPTConfig:
@@ -76,8 +93,7 @@ def config_of_pretrained(path: str | os.PathLike[str]) -> GPTConfig:
 def _open(path: Path) -> tuple[dict[str, Any], WeightFile, Recipe]:
     """What is known of the config, the weights, and how their names become ours."""
     if not path.exists():
-        hint = f"gptrs.from_hub({str(path)!r}) fetches a model from the Hugging Face hub"
-        raise CheckpointError(no_such_path(path, hint if _HUB_NAME.fullmatch(str(path)) else ""))
+        raise CheckpointError(no_such_path(path, _hint_of_name(path)))
     if is_own_checkpoint(path):
         saved, file, recipe = open_checkpoint(path)
         return saved.to_dict(), file, recipe
@@ -96,25 +112,39 @@ def _open(path: Path) -> tuple[dict[str, Any], WeightFile, Recipe]:
     return found, file, foreign
 
 
+def _hint_of_name(path: Path) -> str:
+    """What may be meant by a path that does not exist, and could be a model's name."""
+    name = str(path)
+    if name in PRESETS and name not in _HUB_NAMES:
+        return f"{name} is a preset, a config without weights: GPTModel({name!r}) draws them"
+    is_in_folder = len(path.parts) > 1 and path.parent.is_dir()
+    if is_in_folder or not _HUB_NAME.fullmatch(name):
+        return ""
+    hub_name = _HUB_NAMES.get(name, name)
+    return f"gptrs.from_hub({hub_name!r}) fetches a model from the Hugging Face hub"
+
+
 def from_hub(
     name: str,
     *,
     revision: str | None = None,
     cfg: ConfigLike | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
 ) -> GPTModel:
     """A GPT-2 of the Hugging Face hub, such as "openai-community/gpt2", kept in the hub's cache.
 
     Args:
-        name: the repository. It must have safetensors.
+        name: the repository, or a preset, "gpt2-124m" to "gpt2-1558m". It must have safetensors.
         revision: a branch, tag or commit; default: the main branch.
         cfg, dtype, device: as for `GPTModel.from_pretrained`.
     Raises:
+        ConfigError: cfg does not fit, or weights cannot have this dtype or be on this device.
         MissingExtraError: huggingface_hub is not installed.
         CheckpointError: the hub cannot be reached and its cache does not have the model, or there
             is no such model, or it is not a GPT-2.
     """
+    weights_dtype(dtype), weights_device(device)  # Before gigabytes are fetched.
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -122,7 +152,9 @@ def from_hub(
             f"from_hub({name!r}) needs huggingface_hub: pip install huggingface_hub"
         ) from error
     try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES))
+        folder = snapshot_download(
+            _HUB_NAMES.get(name, name), revision=revision, allow_patterns=list(_HUB_FILES)
+        )
     except Exception as error:  # The HTTP client's errors are among them, whichever it has.
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
@@ -178,9 +210,22 @@ def _find(path: Path) -> tuple[WeightFile, dict[str, Any]]:
     # What lies beside a file may have nothing to do with it; a folder is one model.
     is_meant = config.exists() and (path.is_dir() or is_known(content))
     stated = config_of_json(content, config) if is_meant else {}
-    if not path.is_dir():
-        return open_weights(path), stated
+    return open_weights(_weights_of(path) if path.is_dir() else path), stated
+
+
+def _weights_of(folder: Path) -> Path:
+    """The file with the weights of the model in `folder`."""
     for name in WEIGHTS_FILES:
-        if (path / name).exists():
-            return open_weights(path / name), stated
-    raise CheckpointError(f"{path}: no weights here: there is no {' or '.join(WEIGHTS_FILES)}")
+        if (folder / name).exists():
+            return folder / name
+    found = weights_in(folder)
+    if len(found) == 1:
+        return found[0]
+    usual = " or ".join(WEIGHTS_FILES)
+    if found:
+        names = ", ".join(file.name for file in found)
+        raise CheckpointError(
+            f"{folder}: there is no {usual}, and several other files of weights: {names}. "
+            "Name the one that is meant"
+        )
+    raise CheckpointError(f"{folder}: no weights here: there is no {usual}")

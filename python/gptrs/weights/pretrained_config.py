@@ -1,17 +1,19 @@
 """The config of somebody else's weights: what is said of them, and what their shapes give.
 
 A config.json, see `foreign_config`, or nanoGPT's `model_args`; without any of them, shapes give all
-but the number of heads, which are then as wide as in every GPT-2: 64.
+but the number of heads. Those are then as wide as in every GPT-2, 64: a guess, and where the model
+is not as wide as a GPT-2 is, a warning says so.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptrs.config import GPTConfig
+from gptrs.config import PRESETS, GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.weights.files import WeightFile
 from gptrs.weights.names import Recipe
@@ -57,6 +59,8 @@ def config_of_file(file: WeightFile, recipe: Recipe, stated: Mapping[str, Any]) 
 def complete(found: Mapping[str, Any], path: Path) -> GPTConfig:
     """The config, with heads as wide as GPT-2's if their number is not known.
 
+    Warns where that is a guess: any number of heads fits the same weights.
+
     Raises:
         CheckpointError: the weights do not say enough.
         ConfigError: what they say makes no sense.
@@ -65,6 +69,7 @@ def complete(found: Mapping[str, Any], path: Path) -> GPTConfig:
     emb_dim = fields.get("emb_dim")
     if "n_heads" not in fields and isinstance(emb_dim, int) and emb_dim % HEAD_DIM == 0:
         fields["n_heads"] = emb_dim // HEAD_DIM
+        _warn_of_guess(emb_dim, fields["n_heads"], path)
     if missing := [name for name in _SHAPE_FIELDS if name not in fields]:
         raise CheckpointError(
             f"{path}: the weights do not say {' and '.join(missing)}: pass the model's config, cfg="
@@ -72,8 +77,21 @@ def complete(found: Mapping[str, Any], path: Path) -> GPTConfig:
     return GPTConfig.of(fields)
 
 
-def check_fits(cfg: GPTConfig, found: Mapping[str, Any], path: Path) -> None:
-    """Whether weights with the config `found` can become a model of `cfg`.
+def _warn_of_guess(emb_dim: int, n_heads: int, path: Path) -> None:
+    if emb_dim in {cfg.emb_dim for name, cfg in PRESETS.items() if name.startswith("gpt2-")}:
+        return
+    warnings.warn(
+        f"{path}: the weights do not say how many heads the model has; n_heads={n_heads} is a "
+        f"guess, by GPT-2's {HEAD_DIM} numbers a head, and with a wrong one the model computes "
+        'something else. Pass cfg={"n_heads": ...}, or put '
+        f'{{"emb_dim": {emb_dim}, "n_heads": ...}} into a config.json beside the file',
+        UserWarning,
+        stacklevel=6,  # Where GPTModel.from_pretrained was called.
+    )
+
+
+def check_fits(cfg: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
+    """Whether weights with the config `found` can become a model with the fields in `cfg`.
 
     Dropout, initialisation, tying and memory_length are the caller's choice.
 
@@ -81,9 +99,9 @@ def check_fits(cfg: GPTConfig, found: Mapping[str, Any], path: Path) -> None:
         ConfigError: other fields differ; all are listed.
     """
     differ = [
-        f"{name} is {getattr(cfg, name)!r} in cfg, and {found[name]!r} in {path}"
+        f"{name} is {cfg[name]!r} in cfg, and {found[name]!r} in {path}"
         for name in _FIXED_FIELDS
-        if name in found and getattr(cfg, name) != found[name]
+        if name in found and name in cfg and cfg[name] != found[name]
     ]
     if differ:
         raise ConfigError("cfg does not fit the weights:\n  " + "\n  ".join(differ))
