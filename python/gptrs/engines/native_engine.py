@@ -33,7 +33,7 @@ from gptrs.engines.native_weights import (
 from gptrs.engines.vocabulary import vocab_size_of
 from gptrs.errors import ConfigError, GenerationError
 from gptrs.memory import check_memory
-from gptrs.model.facts import samples_of
+from gptrs.model.facts import sample_views, samples_of, together
 from gptrs.model.gpt import GPTModel
 
 CACHE_UNIT = 32
@@ -190,8 +190,8 @@ class _Seen:
         self._counted = [parameter for parameter in copied if not parameter.is_inference()]
         self._places, self._versions = self._now()
         self._shapes = _shapes_of(self._parameters)
-        self._copied = copied
-        self._samples = samples_of(copied)
+        self._views = sample_views(copied)
+        self._samples = together(self._views)
 
     def is_current(self) -> bool:
         """Whether the model has the same layers and parameters at the same places.
@@ -209,7 +209,8 @@ class _Seen:
             self.is_current()
             and not self._watch.sees_other_code()
             and _shapes_of(self._parameters) == self._shapes
-            and np.array_equal(samples_of(self._copied), self._samples)
+            # The parameters are where they were, so the views are theirs.
+            and np.array_equal(together(self._views), self._samples)
         )
 
     def has_shapes_of(self, model: GPTModel) -> bool:
