@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from gptrs.config import GPTConfig
@@ -202,15 +203,27 @@ def test_what_needs_no_gradient_gets_none_and_the_other_is_the_same(frozen):
             torch.testing.assert_close(tensor.grad, expected[name], rtol=0, atol=0)
 
 
-def test_torch_compile_takes_the_loss_as_one_operator():
-    hidden, weight, targets = example(dtype=torch.float32)
-    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        value_and_gradients(compiled(hidden, weight, targets), hidden, weight),
-        value_and_gradients(linear_cross_entropy(hidden, weight, targets), hidden, weight),
-        rtol=0,
-        atol=0,
-    )
+LENGTHS = (5, 6, 7, 8, 9, 20, 33)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_compile_takes_the_loss_as_one_operator_for_any_number_of_rows(
+    monkeypatch, dtype, keeps
+):
+    monkeypatch.setattr(columns_module, "KEPT_LOGITS_WIDTH", 1 if keeps else 10**9)
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend=graphs)
+    for num_rows in LENGTHS:
+        hidden, weight, targets = example(num_rows, dtype=dtype)
+        torch.testing.assert_close(
+            value_and_gradients(compiled(hidden, weight, targets), hidden, weight),
+            value_and_gradients(linear_cross_entropy(hidden, weight, targets), hidden, weight),
+            rtol=0,
+            atol=0,
+        )
+    assert graphs.frame_count <= 2  # Of the first number, and of every other.
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -272,6 +285,35 @@ def test_next_token_loss_is_the_cross_entropy_of_the_models_logits(model):
         value_and_gradients(next_token_loss(model, in_idx, targets), *parameters),
         value_and_gradients(loss_of_logits(model, in_idx, targets), *parameters),
     )
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("trains", [True, False])
+def test_next_token_loss_compiles_to_one_graph_for_any_length(monkeypatch, trains, autocast):
+    monkeypatch.setattr("gptrs.model.layers.MANY_NUMBERS", 3000)  # Only the last length has more.
+    torch._dynamo.reset()
+    model = GPTModel(
+        GPTConfig(
+            vocab_size=50, context_length=33, emb_dim=12, n_heads=2, n_layers=1, drop_rate=0.0
+        )
+    )
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(next_token_loss, fullgraph=True, backend=graphs)
+    parameters = tuple(model.parameters())
+    for length in LENGTHS:
+        in_idx, targets = torch.randint(0, 50, (2, 3, length))
+        with (
+            torch.set_grad_enabled(trains),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            found = compiled(model, in_idx, targets)
+            expected = next_token_loss(model, in_idx, targets)
+        if trains:
+            found = value_and_gradients(found, *parameters)
+            expected = value_and_gradients(expected, *parameters)
+        tolerance = {"rtol": 2e-2, "atol": 2e-3} if autocast else {}
+        torch.testing.assert_close(found, expected, **tolerance)
+    assert graphs.frame_count <= 2  # Of the first length, and of every other.
 
 
 @pytest.mark.parametrize("head", ["plain", "called"])

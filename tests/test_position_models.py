@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
@@ -339,6 +340,27 @@ def test_it_compiles_as_one_graph_and_stays_compiled(pos):
     with torch.compiler.set_stance("fail_on_recompile"):
         assert_close(gradients(model, compiled, seed=1), gradients(model, seed=1), **CLOSE)
         assert_close(compiled(tokens(3, CONTEXT)), model(tokens(3, CONTEXT)), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("pos", "lengths"),
+    [*((pos, [0, 0]) for pos, far in KINDS if far is None), ("learned", [3, 5]), ("t5", [3, 5])],
+)
+@torch.no_grad()
+def test_compiled_it_goes_on_from_a_cache_token_by_token_in_two_graphs(pos, lengths):
+    torch._dynamo.reset()
+    # A slot stays free: a full cache is contiguous, which can take a graph of its own.
+    model = build(pos, n_layers=1, context_length=26)
+    graphs = CompileCounter()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    idx, cache = tokens(2, 25), model.new_cache(2)
+    model(idx[:, :5], cache=cache)
+    cache.lengths[:] = lengths  # forgets the rest
+    rows = [idx[row, length : length + 20] for row, length in enumerate(lengths)]
+    logits = [compiled(token, cache=cache) for token in torch.stack(rows).split(1, dim=1)]
+    expected = [model(idx)[row, length : length + 20] for row, length in enumerate(lengths)]
+    assert_close(torch.cat(logits, dim=1), torch.stack(expected), **CLOSE)
+    assert graphs.frame_count <= 2  # Of the first token, and of every other.
 
 
 # --- Why positions are there ---

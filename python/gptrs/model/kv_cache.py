@@ -116,8 +116,9 @@ class KVCache:
     def _place_behind(self, num_filled: Sequence[int], num_tokens: int) -> Placement:
         """Tokens that go behind the filled slots of each row, and see all of these."""
         device = self.storage.device
-        if len(set(num_filled)) <= 1:
-            start = num_filled[0] if num_filled else 0
+        start = num_filled[0] if num_filled else 0
+        # Not a set of them: its hashes would fix each length, and compile each anew.
+        if all(filled == start for filled in num_filled):
             end = start + num_tokens
             position_ids = torch.arange(start, end, device=device)
             # A single token sees all there is, and from an empty cache plain causal attention does.
@@ -164,7 +165,8 @@ class Placement:
     @property
     def is_causal(self) -> bool:
         """Without a mask: plainly causal from an empty cache, or else one token that sees all."""
-        return self.start == 0
+        # A bool, which SDPA wants, from a symbol too: the comparison itself would stay one.
+        return True if self.start == 0 else False  # noqa: SIM210
 
     def layer(self, index: int) -> ExtendLayer:
         """Stores what it is given in layer `index`."""

@@ -79,7 +79,8 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, element by element."""
-        if _trains_on_cpu(x) and x.numel() >= MANY_NUMBERS and not torch.compiler.is_compiling():
+        # The compiler is asked first: behind it, a comparison of sizes compiles both its answers.
+        if not torch.compiler.is_compiling() and _trains_on_cpu(x) and x.numel() >= MANY_NUMBERS:
             return operators.gelu(x)
         return F.gelu(x, approximate="tanh")
 

@@ -127,7 +127,8 @@ def _(
     block_columns: int,
     keeps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    per_row = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
+    # Not `len`, here and below: it is an int, and fixes what the compiler knows as a symbol.
+    per_row = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(dtype, torch.float32))
     kept = _room(hidden.new_empty(hidden.shape, dtype=dtype), weight, block_columns, keeps)
     return per_row.new_empty(()), per_row, torch.empty_like(per_row), kept
 
@@ -172,15 +173,16 @@ loss_by_columns.register_autograd(_differentiate, setup_context=_keep)
 
 def keeps_exponentials(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether what the gradient needs is better kept than computed again."""
-    num_bytes = len(hidden) * len(weight) * dtype.itemsize
+    num_bytes = hidden.shape[0] * weight.shape[0] * dtype.itemsize
     return hidden.shape[1] >= KEPT_LOGITS_WIDTH and num_bytes <= KEPT_LOGITS_BYTES
 
 
 def _room(hidden_ND: Tensor, weight_VD: Tensor, block_columns: int, keeps: bool) -> Tensor:
     """Where all exponentials are kept, [blocks, N * C], or nothing."""
-    columns = min(block_columns, len(weight_VD))
-    num_blocks = -(-len(weight_VD) // columns)
-    return hidden_ND.new_empty((num_blocks, len(hidden_ND) * columns) if keeps else (0, 0))
+    num_rows, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
+    columns = min(block_columns, vocab_size)
+    num_blocks = -(-vocab_size // columns)
+    return hidden_ND.new_empty((num_blocks, num_rows * columns) if keeps else (0, 0))
 
 
 def _sum_exp(
