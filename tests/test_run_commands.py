@@ -7,7 +7,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from gptrs.commands.runs import runs
+from gptrs.commands.runs import _count, _time, runs
 from gptrs.errors import SourceError
 from gptrs.training.reports.metrics import read_run
 
@@ -75,18 +75,36 @@ def test_every_run_below_has_a_line_with_what_it_reached(folder):
         "run": "runs/b",
         "state": "finished",
         "steps": "20",
-        "tokens": "0.0M",
+        "tokens": "20k",
         "val loss": "2.500",
         "best": "2.000",
         "bits/byte": "1.200",
         "tokens/s": "100",
         "MFU": "40%",
-        "parameters": "0.0M",
-        "minutes": "2.0",
+        "parameters": "5k",
+        "time": "2 min",
     }
     assert rows[0]["state"] == "interrupted"
     assert rows[2]["state"] == "running"
     assert rows[2]["tokens/s"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"), (999, "999"), (1000, "1k"), (15_360, "15.4k"), (999_400, "999k"),
+        (999_900, "1M"), (7_241_088, "7.24M"), (1.5e9, "1.5B"), (5e12, "5T"),
+    ],
+)  # fmt: skip
+def test_counts_have_three_digits_and_a_unit(count, text):
+    assert _count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0.4 s"), (11.26, "11.3 s"), (150, "2.5 min"), (36_000, "10 h")]
+)
+def test_a_short_run_is_told_in_seconds_and_a_long_one_in_hours(seconds, text):
+    assert _time(seconds / 60) == text
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """`--dry-run` and `--model auto`: what a run will take, and which model fits its time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptrs.config import GPTConfig, get_config
+from gptrs.costs.memory_budget import WORKING_PART
 from gptrs.costs.params import count_parameters
 from gptrs.devices import Precision
 from gptrs.errors import ConfigError
 from gptrs.model.gpt import GPTModel
+from gptrs.model.lora import add_lora
 from gptrs.training.config import TrainingConfig
 from gptrs.training.estimate import estimate, format_estimate, memory_parts
 from gptrs.training.model_choice import (
@@ -58,6 +63,45 @@ def test_weights_gradients_and_moments_take_what_torch_holds_after_a_step(optimi
     assert parts.get("float32 masters", 0) == (size_of(masters.masters.values()) if masters else 0)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("is_pure", [False, True])
+def test_beside_adapters_what_is_frozen_has_no_gradients_and_no_moments(optimizer, is_pure):
+    config, model, num_adapters = settings(optimizer=optimizer), *adapted(TINY)
+    masters = MasterWeights(model) if is_pure else None
+    optimizers = Optimizers(model, config, 0.1, masters and masters.masters)
+    model(torch.zeros(1, 16, dtype=torch.int64)).float().sum().backward()
+    gradients = size_of(optimizers.gradients())
+    optimizers.step(0.1)
+    state = [t for name, t in optimizers.state().items() if not name.startswith("step.")]
+    dtype = torch.bfloat16 if is_pure else torch.float32
+    precision = Precision(dtype, "", is_pure)
+    parts = dict(memory_parts(TINY, config, precision, 1, num_adapters=num_adapters))
+    assert parts["weights"] == size_of(model.parameters())
+    assert parts["gradients"] == gradients
+    assert parts["optimizer"] == size_of(state)
+    assert parts.get("float32 masters", 0) == (size_of(masters.masters.values()) if masters else 0)
+
+
+@pytest.mark.parametrize("pos", ["learned", "relative_key_query", "transformer_xl"])
+def test_adapters_alone_take_the_flops_that_torch_counts(pos):
+    cfg = replace(TINY, pos=pos, n_layers=8, context_length=64)
+    model, num_adapters = adapted(cfg)
+    ids = torch.zeros(1, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    counted = counter.get_total_flops() / 64
+    # torch has no gradient for the first block's inputs, and computes fused attention twice.
+    assert training_flops(cfg, num_adapters) == pytest.approx(counted, rel=0.06)
+    assert training_flops(cfg) > 1.25 * counted
+
+
+def adapted(cfg):
+    """A model with adapters, and how many weights these have."""
+    model = GPTModel(cfg)
+    add_lora(model, 2, 4)
+    return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing():
     cfg = get_config("gpt2-124m")
 
@@ -67,6 +111,13 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing():
 
     assert activations(4) == 4 * activations(1)
     assert activations(4, activation_checkpointing=True) < activations(4) / 5
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.5), (torch.bfloat16, 0.25)])
+def test_what_a_step_takes_beside_its_parts_is_in_the_total(dtype, share):
+    *parts, (name, working) = memory_parts(TINY, settings(), Precision(dtype, ""), 2)
+    assert name == WORKING_PART
+    assert working == int(share * sum(num_bytes for _, num_bytes in parts))
 
 
 def test_shards_are_shared_out_and_activations_are_not():
@@ -102,6 +153,12 @@ def test_a_model_that_has_no_room_is_estimated_all_the_same():
     assert (found.tokens_per_s, found.steps, found.seconds) == (None, None, None)
     assert found.total_bytes > 16 * 174e9
     assert "unknown" in format_estimate(found)
+
+
+def test_the_table_says_how_many_weights_are_trained():
+    found = estimate(TINY, settings(steps=1), 1000, tokens_per_s=50.0, num_adapters=512)
+    assert (found.num_trained, found.num_parameters) == (512, count_parameters(TINY) + 512)
+    assert "512 of them trained" in format_estimate(found).splitlines()[0]
 
 
 def test_the_table_has_what_the_run_will_take():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -155,6 +156,8 @@ def terminal(monkeypatch):
         def __init__(self, **settings):
             super().__init__(file=shown, ncols=120, **settings | {"mininterval": 0})
 
+    monkeypatch.setattr(run_progress, "_shows_bars", lambda: True)
+
     monkeypatch.setattr(run_progress, "tqdm", Bar)
     return shown
 
@@ -198,6 +201,33 @@ def test_a_resumed_runs_bar_begins_where_the_run_does(tmp_path, terminal):
     bar.on_step(run, step(4))
     bar.on_end(run, "finished")
     assert "4/4" in terminal.getvalue().rpartition("\r")[2]
+
+
+def test_an_evaluation_is_told_with_its_perplexity(tmp_path, terminal, capsys):
+    bar, run = run_progress.ProgressBar(), run_in(tmp_path)
+    bar.on_evaluation(run, evaluation(2, val_loss=math.log(25)))
+    bar.on_evaluation(run, evaluation(4, val_loss=1e6))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("validation loss 3.219  1.500 bits per byte  perplexity 25")
+    assert "perplexity 1.014e+304" in second
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then_and_no_bar(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(run_progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bar, run = run_progress.ProgressBar(), run_in(tmp_path)
+    bar.on_start(run)
+    for number in range(1, 5):
+        now[0] += 20.0
+        bar.on_step(run, step(number))
+    bar.on_end(run, "finished")
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert [line.split("  loss")[0] for line in shown.splitlines()] == [
+        "step     2 of 4",
+        "step     4 of 4",
+    ]
+    assert "loss 3.500, 32 tokens/s, MFU 0 %" in shown
 
 
 # --- samples.md ---

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import torch
 
 import gptrs
 from gptrs.errors import TrainingError
+from gptrs.tables import size
 from gptrs.text.reading import help_topics
 from gptrs.training import parts as training_parts
 from gptrs.training.callbacks import Callback
 from gptrs.training.checkpoint import checkpoints, step_of
+from gptrs.training.reports.speed import training_flops
 from gptrs.weights.checkpoint import load_metadata
 
 SHAPE = ["--context-length", "8", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
@@ -297,6 +300,65 @@ def test_steps_that_are_done_cannot_be_taken_back(run, trained):
     assert run("train", "--resume", trained, "--set", "steps=3")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--steps", "20", "--set", "optimizer=adamw"], "another optimizer"),
+        (["--steps", "20", "--set", "validation_fraction=0.00001"], "validation has"),
+        (["--steps", "20", "--set", "batch_tokens=9"], "not a multiple of context_length"),
+    ],
+)
+def test_settings_that_a_run_cannot_go_on_with_are_not_kept(run, text, tmp_path, changes, message):
+    run_dir = tmp_path / "run"
+    options = [*TINY, "--tokenizer", "char", "--set", "optimizer=muon"]
+    code, _, err = run("train", text, *options, "--out", run_dir)
+    assert code == 0, err
+    files = run_dir / "run.json", run_dir / "metrics.jsonl"
+    before = [file.read_bytes() for file in files]
+    code, _, err = run("train", "--resume", run_dir, *changes)
+    assert code in (1, 2)
+    assert message in err
+    assert [file.read_bytes() for file in files] == before
+    assert run("train", "--resume", run_dir)[0] == 0
+    # Those that it went on with are, also where it then failed.
+    code, _, err = run("train", "--resume", run_dir, "--steps", 5)
+    assert code == 0, err
+    assert json.loads(files[0].read_text())["training"]["steps"] == 5
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_what_is_left(run, trained):
+    def left():
+        files = [path for path in trained.rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in files}
+
+    shutil.rmtree(trained / "checkpoints")
+    before = left()
+    code, _, err = run("train", "--resume", trained)
+    assert code == 1
+    assert f"{trained}: there is nothing in checkpoints/ to go on from" in err
+    assert "the model in checkpoint/ and metrics.jsonl, which has the checkpoint of step 3" in err
+    assert f"--init {trained}" in err
+    assert left() == before
+    shutil.rmtree(trained / "checkpoint")
+    code, _, err = run("train", "--resume", trained)
+    assert code == 1
+    assert "metrics.jsonl, which has the checkpoint of step 3: begin anew in another folder" in err
+    assert "--init" not in err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew_and_says_so(run, trained):
+    expected = losses(trained)
+    for name in ("checkpoints", "checkpoint"):
+        shutil.rmtree(trained / name)
+    metrics = trained / "metrics.jsonl"
+    lines = [line for line in metrics.read_text().splitlines() if '"checkpoint"' not in line]
+    metrics.write_text("\n".join(lines[:4]) + "\n")
+    code, out, err = run("train", "--resume", trained)
+    assert code == 0, err
+    assert f"{trained}: no checkpoint yet: it begins anew" in out
+    assert losses(trained) == expected
+
+
 @pytest.mark.parametrize("arguments", [[], ["--tokenizer", "char"], ["--tokenizer", "auto"]])
 def test_files_without_text_are_named(run, text, tmp_path, arguments):
     empty = tmp_path / "empty.txt"
@@ -326,6 +388,40 @@ def test_a_dry_run_tells_and_writes_nothing(run, text, tmp_path):
     assert "parameters" in out
     assert "memory" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_made(run, text, tmp_path, monkeypatch):
+    def made(*args):
+        raise AssertionError("memory is taken for it")
+
+    monkeypatch.setattr("gptrs.training.job.new_model", made)
+    huge = ["train", text, "--model", "gpt3-175b", "--steps", 10, "--device", "cpu"]
+    # Of machines that have room for it there are few, but some.
+    monkeypatch.setattr("gptrs.training.job.available_bytes", lambda device: 20 * 10**9)
+    code, _, err = run(*huge, "--dtype", "float32", "--out", tmp_path / "run")
+    assert code == 2
+    assert "174,604,259,328 parameters take 698.4 GB, and training them about four times" in err
+    assert "20.0 GB are free: take a smaller model, or lower n_layers, emb_dim or vocab" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_model_larger_than_memory_tells_without_trying_it(run, text, monkeypatch):
+    monkeypatch.setattr("gptrs.training.estimate.available_bytes", lambda device: 20 * 10**9)
+    options = ["--model", "gpt3-175b", "--steps", 10, "--device", "cpu", "--dtype", "float32"]
+    code, out, err = run("train", text, *options, "--dry-run")
+    assert code == 0, err
+    assert "174,604,259,328" in out
+    assert "that are free" in out
+    assert "too large to be tried out" in out
+
+
+def test_a_dry_run_on_weights_that_have_learned_counts_their_adapters(run, text, trained):
+    options = ["--init", trained, "--lora", 2, *QUICK]
+    code, out, err = run("train", text, *options, "--dry-run")
+    assert code == 0, err
+    begun = start(trained)["num_parameters"]
+    parameters = next(line.split()[1] for line in out.splitlines() if "parameters" in line)
+    assert int(parameters.replace(",", "")) == begun + 2 * 2 * (8 + 8)
 
 
 def test_under_torchrun_one_process_estimates_for_all(run, text, monkeypatch):
@@ -451,6 +547,30 @@ def test_a_model_is_chosen_for_tokens_that_were_chosen(run, tmp_path, monkeypatc
     assert gptrs.load_checkpoint(tmp_path / "run")[1].n_vocab == 512
 
 
+def test_a_model_that_was_chosen_for_minutes_that_nobody_gave_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptrs.training.trial.measured_flops_per_s", lambda *args: 1e9)
+    text = tmp_path / "topics.txt"
+    text.write_text(help_topics()[:50_000], "utf-8")
+    auto = ("train", text, *QUICK, "--model", "auto", "--tokenizer", "char")
+    code, out, err = run(*auto, "--out", tmp_path / "steps")
+    assert code == 0, err
+    assert "In 2.5 minutes" in out
+    assert "for the 2.5 minutes that are the default, whatever 3 steps take: --minutes" in out
+    code, out, err = run(*auto, "--minutes", 0.01, "--out", tmp_path / "minutes")
+    assert code == 0, err
+    assert "In 0.01 minutes" in out
+    assert "default" not in out
+
+
+def test_minutes_do_not_change_a_run_of_so_many_steps(run, trained):
+    before = (trained / "run.json").read_bytes()
+    code, _, err = run("train", "--resume", trained, "--minutes", 9)
+    assert code == 2
+    assert f"the length of {trained} is 3 steps, which minutes do not change" in err
+    assert "--steps asks for more" in err
+    assert (trained / "run.json").read_bytes() == before
+
+
 def test_what_was_chosen_by_measuring_stays_when_a_run_goes_on(run, tmp_path, monkeypatch):
     def measured_again(*args, **options):
         raise AssertionError("measured again")
@@ -503,3 +623,75 @@ def test_callbacks_have_every_method_that_the_loop_calls():
     assert methods == {
         "on_start", "on_step", "on_evaluation", "on_sample", "on_event", "on_message", "on_end",
     }  # fmt: skip
+
+
+def test_options_of_nanogpt_are_answered_with_ours(run, text):
+    code, _, err = run("train", text, "--block_size=4", "--max_iters=4")
+    assert code == 2
+    assert "No such option '--block_size': here it is --context-length" in err
+    code, _, err = run("train", text, "--steps=4", "--weight-decay=0.1")
+    assert "here it is --set weight_decay=VALUE" in err
+    code, _, err = run("train", text, "--stepz=4")
+    assert "Did you mean" in err
+    assert "'--steps'" in err
+
+
+def test_a_file_may_have_the_data_and_all_options_and_the_command_line_counts_before_it(
+    run, text, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(
+        'steps = 2\nnum_evaluations = 1\n[run]\ndata = ["text.txt"]\ntokenizer = "char"\n'
+        'out = "there"\n[model]\ncontext_length = 8\nemb_dim = 8\nn_heads = 2\nn_layers = 1\n'
+    )
+    code, _, err = run("train", "--config", "run.toml")
+    assert code == 0, err
+    assert start(tmp_path / "there")["model"]["vocab_size"] == len(set(TEXT)) + 1
+    code, _, err = run("train", "--out", "here", "--config", "run.toml", "--steps", 1)
+    assert code == 0, err
+    assert losses(tmp_path / "here") == losses(tmp_path / "there")[:1]
+    code, _, err = run("train", "--resume", "here", "--config", "run.toml")
+    assert code == 2
+    assert "leave DATA of the file's [run] out" in err
+
+
+def test_adapters_are_told_apart_from_what_is_frozen(run, text, trained, tmp_path):
+    arguments = ["train", text, *QUICK, "--init", trained, "--lora", 2]
+    code, out, err = run(*arguments, "--out", tmp_path / "adapted")
+    assert code == 0, err
+    begun = start(tmp_path / "adapted")
+    num_trained = begun["num_trained_parameters"]
+    assert 0 < num_trained < begun["num_parameters"]
+    assert f"{begun['num_parameters']:,} parameters, {num_trained:,} of them trained, on" in out
+    code, out, err = run(*arguments, "--dry-run")
+    assert code == 0, err
+    assert f"{begun['num_parameters']:,}  {num_trained:,} of them trained" in out
+    memory = {line.split()[0]: line.split()[1:] for line in out.splitlines() if "  " in line}
+    assert memory["gradients"] == size(4 * num_trained).split()
+    device = json.loads((tmp_path / "adapted" / "metrics.jsonl").read_text().splitlines()[1])
+    expected = training_flops(gptrs.load_checkpoint(trained)[0].cfg, num_trained)
+    assert device["training_flops_per_token"] == expected
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_step_with_more_tokens_than_there_are_is_told(run, text, tmp_path):
+    arguments = ["train", text, *TINY, "--tokenizer", "char", "--out", tmp_path / "run"]
+    code, _, err = run(*arguments, "--batch-tokens", 2432)
+    assert code == 0, err
+    assert "a step has 2,432 tokens, more than the 1,215 to train on: it sees each 2 times" in err
+
+
+@pytest.mark.parametrize("is_gpt2s", [False, True])
+def test_a_file_that_names_no_tokenizer_says_what_it_is_taken_for(run, tmp_path, is_gpt2s):
+    ids = np.arange(20_000) % (50_000 if is_gpt2s else 65)
+    (ids if not is_gpt2s else ids * 2 + 1).astype(np.uint16).tofile(tmp_path / "train.bin")
+    arguments = ["train", tmp_path / "train.bin", *TINY, "--set", "max_validation_tokens=64"]
+    code, out, err = run(*arguments, "--out", tmp_path / "run")
+    assert code == 0, err
+    first = out.splitlines()[0]
+    assert first.startswith("train.bin names no tokenizer: taken for GPT-2's, with 50,257 ids")
+    hint = "; but of its first 20,000 the largest is 64: if another one made them, name it with"
+    assert (hint in first) is not is_gpt2s
+    code, out, err = run(*arguments, "--tokenizer", "gpt2", "--dry-run")
+    assert code == 0, err
+    assert "names no tokenizer" not in out

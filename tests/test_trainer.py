@@ -167,24 +167,32 @@ def test_an_exception_in_the_callers_function_arrives_unchanged(model, tokens, t
         train(model, tokens, settings(), run_dir=tmp_path, callbacks=[OnEvaluation(fail)])
 
 
+class FakeClock:
+    """Stands for the module `time`; stands still unless it is put on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def take_time(monkeypatch, *, step_s, evaluation_s):
+    """Lets a micro-batch take so long, of a step or of an evaluation."""
+    clock, real_loss = FakeClock(), training_step.next_token_loss
+
+    def slow_loss(model, inputs, targets, **documents):
+        clock.now += step_s if model.training else evaluation_s
+        return real_loss(model, inputs, targets, **documents)
+
+    monkeypatch.setattr(training_progress, "time", clock)
+    monkeypatch.setattr(training_step, "next_token_loss", slow_loss)
+
+
 def test_minutes_become_a_number_of_steps_that_takes_that_long(
     model, tokens, tmp_path, monkeypatch
 ):
-    class Clock:
-        now = 0.0
-
-        @classmethod
-        def perf_counter(cls):
-            return cls.now
-
-    real_loss = training_step.next_token_loss
-
-    def slow_loss(model, inputs, targets, **documents):
-        Clock.now += 1.0 if model.training else 0.1
-        return real_loss(model, inputs, targets, **documents)
-
-    monkeypatch.setattr(training_progress, "time", Clock)
-    monkeypatch.setattr(training_step, "next_token_loss", slow_loss)
+    take_time(monkeypatch, step_s=1.0, evaluation_s=0.1)
     result = train(model, tokens, settings(steps=None, minutes=2.0), run_dir=tmp_path)
     (schedule,) = metrics(tmp_path, "schedule")
     assert schedule["num_steps"] == len(result.step_losses)
@@ -192,6 +200,72 @@ def test_minutes_become_a_number_of_steps_that_takes_that_long(
     assert 118 < result.last.seconds <= 120
     assert result.last.tokens_per_s == pytest.approx(4 * T)
     assert [round(evaluation.progress, 1) for evaluation in result.evaluations] == [0, 0.3, 0.7, 1]
+
+
+def test_other_minutes_settle_the_number_of_steps_again(model, tokens, tmp_path, monkeypatch):
+    take_time(monkeypatch, step_s=1.0, evaluation_s=0.1)
+    config = settings(steps=None, minutes=1.0)
+    first = train(model, tokens, config, run_dir=tmp_path)
+    longer = dataclasses.replace(config, minutes=2.0)
+    result = train(model, tokens, longer, run_dir=tmp_path, resume=True)
+    settled = [record["num_steps"] for record in metrics(tmp_path, "schedule")]
+    assert settled == [len(first.step_losses), len(result.step_losses)]
+    assert 58 < first.last.seconds <= 60
+    assert 117 < result.last.seconds <= 120
+    assert len(result.evaluations) > len(first.evaluations) + 1
+    fewer = dataclasses.replace(config, minutes=1.5)
+    with pytest.raises(ConfigError, match=r"minutes is 1.5, and the run has taken 1.9\d, which"):
+        train(model, tokens, fewer, run_dir=tmp_path, resume=True)
+
+
+def evaluated_at(standing, clock, *, step_s, evaluation_s, until):
+    """The steps after which a run whose steps and evaluations take so long is evaluated."""
+    found = []
+
+    def evaluate():
+        with standing._clock.evaluating():
+            clock.now += evaluation_s
+            standing._progress.note_evaluation(1.0)
+        standing._pass_shares()
+        found.append(standing.step)
+
+    evaluate()
+    while not standing.is_finished and standing.step < until:
+        standing._progress.step += 1
+        clock.now += step_s(standing.step)
+        standing._settles_num_steps()
+        if standing._evaluation_is_due():
+            evaluate()
+    return found
+
+
+def test_evaluations_that_are_late_do_not_come_one_after_the_other(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(training_progress, "time", clock)
+    config = settings(steps=None, minutes=1.0, num_evaluations=10)
+    # Each takes longer than the share of the run after which the next one is due.
+    slow = training_progress.Standing(config)
+    steps = evaluated_at(slow, clock, step_s=lambda step: 0.25, evaluation_s=8.0, until=999)
+    assert slow.is_finished
+    assert len(steps) >= 4
+    between = np.diff(steps[:-1])
+    assert between.min() > 5, steps
+    # One step was held up for the third of a run.
+    held_up = training_progress.Standing(config)
+    steps = evaluated_at(
+        held_up, clock, step_s=lambda step: 20.0 if step == 20 else 0.5, evaluation_s=0.1, until=999
+    )
+    assert held_up.is_finished
+    assert 20 in steps
+    assert np.diff(steps[:-1]).min() >= 3, steps
+
+
+def test_where_nothing_is_late_evaluations_are_evenly_spread(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(training_progress, "time", clock)
+    standing = training_progress.Standing(settings(steps=100, num_evaluations=10))
+    steps = evaluated_at(standing, clock, step_s=lambda step: 1.0, evaluation_s=5.0, until=999)
+    assert steps == list(range(0, 101, 10))
 
 
 def break_steps(monkeypatch, what, steps):
@@ -526,10 +600,73 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(model, tokens, tmp_path
 
 
 def test_what_data_cannot_be_is_refused(model, tokens, tmp_path):
-    with pytest.raises(ConfigError, match="micro_batches"):
-        train(model, [1, 2, 3], settings(), run_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"micro_batches\(step\); found str"):
+        train(model, "a text", settings(), run_dir=tmp_path)
     with pytest.raises(ConfigError, match="validated on batches"):
         train(model, Ragged(1), settings(), run_dir=tmp_path)
     with pytest.raises(ConfigError, match="not a multiple of context_length 8"):
         train(model, tokens, settings(batch_tokens=9), run_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda tokens: tokens.astype(np.int64),
+        lambda tokens: tokens.astype(np.uint8),
+        lambda tokens: tokens.astype(">i4"),
+        lambda tokens: tokens.astype(np.uint32),
+        lambda tokens: torch.from_numpy(tokens.astype(np.int64)),
+        lambda tokens: tokens.tolist(),
+        lambda tokens: tuple(tokens),
+    ],
+)
+def test_ids_are_trained_on_whatever_holds_them(tokens, tmp_path, given):
+    one, other = (
+        final_weights(settings(steps=2), each(tokens), tmp_path / name, validation=each(tokens))
+        for name, each in (("one", np.copy), ("other", given))
+    )
+    assert other[1].step_losses == one[1].step_losses
+    assert other[1].last.val_loss == one[1].last.val_loss
+    assert all(torch.equal(one[0][name], tensor) for name, tensor in other[0].items())
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([1, 2, -3] * 9, TokenIdError, "token id -3 at 2 is outside 0..31"),
+        (torch.arange(40), TokenIdError, "token id 39 at 39 is outside 0..31"),
+        (np.arange(40), TokenIdError, "token id 39 at 39 is outside 0..31"),
+        (np.ones(40), ConfigError, r"integers in a row, \[N\]; found float64 \[40\]"),
+        (torch.ones(40).bfloat16(), ConfigError, r"integers in a row, \[N\]; found float64"),
+        (torch.ones(40, 2).long(), ConfigError, r"found int64 \[40, 2\]"),
+        (np.ones((40, 2), np.uint16), ConfigError, r"found uint16 \[40, 2\]"),
+        ([1, 2, "c"], ConfigError, "found <U"),
+        ([1, [2, 3]], ConfigError, "integers in a row"),
+        ([], ConfigError, "found list"),
+        ([1, 2, 3], DataError, "train has 2 of 3 tokens"),
+    ],
+)
+def test_ids_that_are_none_are_named(model, tokens, tmp_path, ids, error, message):
+    with pytest.raises(error, match=message):
+        train(model, ids, settings(), run_dir=tmp_path)
+    if error is not DataError and len(ids):
+        with pytest.raises(error, match=message):
+            train(model, tokens, settings(), run_dir=tmp_path, validation=ids)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_train_cannot_take_is_refused_before_anything_is_written(model, tokens, tmp_path):
+    with pytest.raises(ConfigError, match=r"config is a TrainingConfig; found dict: Tr.*\(\*\*"):
+        train(model, tokens, {"steps": 3}, run_dir=tmp_path)
+    with pytest.raises(ConfigError, match="train takes a GPTModel, not wrapped; found Linear"):
+        train(torch.nn.Linear(2, 2), tokens, settings(), run_dir=tmp_path)
+    with pytest.raises(ConfigError, match="sample_prompts are texts, which need a tokenizer"):
+        train(model, tokens, settings(sample_prompts=["a"]), run_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_may_be_a_list():
+    assert settings(sample_prompts=["a", "b"]) == settings(sample_prompts=("a", "b"))
+    with pytest.raises(ConfigError, match="it must be a list or tuple of texts that are not empty"):
+        settings(sample_prompts=["a", ""])

@@ -45,6 +45,14 @@ def test_float32_takes_more_memory_and_checkpointing_less(monkeypatch):
     assert micro_batch(monkeypatch, 10, checkpointing=True).size > plain
 
 
+def test_frozen_weights_leave_room_for_more_windows(monkeypatch):
+    whole = micro_batch(monkeypatch, 6).size
+    assert micro_batch(monkeypatch, 6, num_adapters=300_000).size > whole
+    with pytest.raises(ConfigError, match="moments need more"):
+        micro_batch(monkeypatch, 2.5, cfg=get_config("gpt2-124m"))
+    assert micro_batch(monkeypatch, 2.5, num_adapters=300_000).size >= 1
+
+
 def test_a_cpu_is_busy_with_few_tokens(monkeypatch):
     found = micro_batch(monkeypatch, 1000, windows=512, device=CPU)
     assert found == (8, "8,192 tokens at once keep the device busy")

@@ -21,9 +21,12 @@ from gptrs.file_lock import take
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora, lora_state_dict
 from gptrs.training import checkpoint as training_checkpoint
+from gptrs.training import snapshot as training_snapshot
+from gptrs.training import step as training_step
 from gptrs.training.callbacks import Callback
 from gptrs.training.checkpoint import checkpoints, newest_run, step_of
 from gptrs.training.config import TrainingConfig
+from gptrs.training.reports.metrics import read_run
 from gptrs.training.run_lock import locked
 from gptrs.training.step import World
 from gptrs.training.trainer import train
@@ -295,6 +298,32 @@ def test_another_model_data_or_vocabulary_is_refused_with_what_differs(tmp_path)
     assert step_of(checkpoints(run_dir)[-1]) == 9
 
 
+def test_what_a_run_is_validated_on_cannot_change_but_may_be_cut_otherwise(tmp_path):
+    other = TOKENS[500:900].copy()
+    train(new_model(), TOKENS, settings(steps=2), run_dir=tmp_path, validation=other)
+    go_on = {"run_dir": tmp_path, "resume": True}
+    changed = other.copy()
+    changed[7] ^= 1
+    with pytest.raises(ConfigError, match=r"its validation's tokens was '\w+-\w+', here it is '"):
+        train(new_model(), TOKENS, settings(steps=3), validation=changed, **go_on)
+    with pytest.raises(ConfigError, match=r"its validation's num_tokens was 392, here it is 296"):
+        train(new_model(), TOKENS, settings(steps=3), validation=other[:300], **go_on)
+    config = settings(steps=3, micro_batch=1)
+    train(new_model(), TOKENS, config, validation=other, **go_on)
+    assert step_of(checkpoints(tmp_path)[-1]) == 3
+
+
+def test_a_checkpoint_that_does_not_know_what_it_was_validated_on_goes_on(tmp_path, monkeypatch):
+    without = tuple(name for name in training_snapshot._IDENTITY if name != "validation")
+    with monkeypatch.context() as older:
+        older.setattr(training_snapshot, "_IDENTITY", without)
+        train(new_model(), TOKENS, settings(steps=2), run_dir=tmp_path, validation=TOKENS[:90])
+    go_on = {"run_dir": tmp_path, "resume": True}
+    train(new_model(), TOKENS, settings(steps=3), validation=TOKENS[:100], **go_on)
+    with pytest.raises(ConfigError, match="its validation's"):
+        train(new_model(), TOKENS, settings(steps=4), validation=TOKENS[:90], **go_on)
+
+
 @needs_signals
 def test_a_run_keeps_its_settings_and_tells_those_that_are_changed(tmp_path, capsys):
     stopped_run(tmp_path, learning_rate=2e-3, micro_batch=3)
@@ -424,6 +453,67 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, monkeypatch, ca
     monkeypatch.setattr(training_checkpoint, "save_tensors", real_save)
     result = train(new_model(), TOKENS, config, run_dir=tmp_path, resume=True)
     assert len(result.step_losses) == STEPS
+
+
+SPOILS = {"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 1e30}
+"""The first step's loss is finite, and makes weights of which no loss is."""
+
+
+def no_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize("changes", [EACH_STEP, {"evaluate_every": 1}, EACH_STEP | {"steps": 3}])
+def test_weights_that_became_nan_are_never_saved_nor_called_good(tmp_path, changes):
+    message = "no checkpoint was saved yet; try a lower learning rate"
+    with pytest.raises(TrainingError, match=message):
+        train(new_model(), TOKENS, settings(**SPOILS | changes), run_dir=tmp_path)
+    assert not checkpoints(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+    result = train(new_model(), TOKENS, settings(), run_dir=tmp_path, resume=True)
+    assert np.isfinite(result.last.val_loss)
+
+
+def test_a_run_whose_weights_became_nan_goes_on_from_the_last_good_checkpoint(tmp_path, capsys):
+    train(new_model(), TOKENS, settings(steps=6), run_dir=tmp_path)
+    best = weights(tmp_path / "checkpoint")
+    spoilt = settings(**SPOILS | EACH_STEP | {"evaluate_every": 2})
+    with pytest.raises(TrainingError, match="step-00000006 is the last good checkpoint"):
+        train(new_model(), TOKENS, spoilt, run_dir=tmp_path, resume=True)
+    stopped = dataclasses.replace(spoilt, early_stopping=2, steps=20)
+    result = train(new_model(), TOKENS, stopped, run_dir=tmp_path, resume=True)
+    assert result.reason == "early stopping"
+    assert [np.isnan(each.val_loss) for each in result.evaluations[-3:]] == [False, True, True]
+    assert "the model of step 10 is not saved" in capsys.readouterr().out
+    assert step_of(checkpoints(tmp_path)[-1]) == load_metadata(result.checkpoint)["step"] == 6
+    assert all(torch.equal(best[name], now) for name, now in weights(result.checkpoint).items())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line, parse_constant=no_constant) for line in lines]
+    assert [line["val_loss"] for line in told if line["event"] == "evaluation"][-1] is None
+    assert len(read_run(tmp_path).evaluations) == len(result.evaluations)
+    result = train(new_model(), TOKENS, settings(), run_dir=tmp_path, resume=True)
+    assert (result.reason, len(result.step_losses)) == ("finished", STEPS)
+    assert np.isfinite(result.step_losses).all()
+    assert load_metadata(result.checkpoint)["step"] == STEPS
+
+
+@needs_signals
+def test_a_run_stopped_after_a_skipped_step_keeps_what_it_learned(tmp_path, monkeypatch):
+    real_norm = training_step.total_norm
+    calls = []
+
+    def norm(gradients):
+        calls.append(1)
+        return real_norm(gradients) * (np.inf if len(calls) == 5 else 1)
+
+    class StopWhenSkipped(Callback):
+        def on_event(self, run, event, values):
+            if event == "skipped":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training_step, "total_norm", norm)
+    result = train(new_model(), TOKENS, settings(), run_dir=tmp_path, callbacks=[StopWhenSkipped()])
+    assert (result.reason, step_of(checkpoints(tmp_path)[-1])) == ("interrupted", 5)
 
 
 def test_a_checkpoint_has_no_pickle(tmp_path):

@@ -9,7 +9,12 @@ import pytest
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, SourceError
 from gptrs.training.config import TrainingConfig
-from gptrs.training.settings import describe_settings, parse_settings, read_settings
+from gptrs.training.settings import (
+    answer_option,
+    describe_settings,
+    parse_settings,
+    read_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,7 @@ from gptrs.training.settings import describe_settings, parse_settings, read_sett
         ({"device": "tpu"}, "device is 'tpu'; it must be one of auto, cpu, cuda, mps"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; it must be one of adamw, muon"),
         ({"compile": 1}, "compile is 1; it must be true or false, or None"),
-        ({"sample_prompts": "The"}, "sample_prompts is 'The'; it must be a tuple of texts"),
+        ({"sample_prompts": "The"}, "sample_prompts is 'The'; it must be a list or tuple"),
     ],
 )
 def test_an_impossible_setting_is_named_with_what_is_allowed(change, message):
@@ -114,6 +119,45 @@ def test_every_foreign_name_is_answered_with_a_key_there_is():
         assert first in known or first == "the", name
 
 
+# What its train.py lets one set, but for device, dtype and the others that have our names.
+NANOGPT = """
+    out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint init_from
+    wandb_log wandb_project wandb_run_name dataset gradient_accumulation_steps batch_size
+    block_size n_layer n_head n_embd dropout bias max_iters grad_clip decay_lr warmup_iters
+    lr_decay_iters min_lr backend
+"""
+
+
+def test_every_setting_of_nanogpt_has_an_answer():
+    for name in NANOGPT.split():
+        with pytest.raises(ConfigError, match=f"unknown key '{name}': (?!did you mean|`gptrs)"):
+            parse_settings([f"{name}=1"])
+        assert answer_option(f"--{name}", []), name
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--block_size", "here it is --context-length"),
+        ("--max-iters", "here it is --steps"),
+        ("--batch_size", "here it is --batch-tokens, which is batch_size * context_length"),
+        ("--weight-decay", "here it is --set weight_decay=VALUE"),
+        ("--grad_clip", "here it is --set max_grad_norm=VALUE"),
+        ("--dataset", "here it is the argument DATA"),
+        ("--log_interval", "every step is written to metrics.jsonl"),
+        ("--xyzzy", None),
+    ],
+)
+def test_an_option_of_others_is_answered_with_ours(option, answer):
+    assert answer_option(option, ["steps", "context_length", "batch_tokens"]) == answer
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "model", "val", "lora", "out", "tensorboard"])
+def test_what_is_an_option_is_no_setting_and_the_answer_says_so(key):
+    with pytest.raises(ConfigError, match=rf"{key!r} is no setting: it is the option --{key}, in "):
+        parse_settings([f"{key}=x"])
+
+
 def test_a_toml_file_has_the_same_keys_flat_or_in_tables(tmp_path):
     flat = (
         'minutes = 3\nn_layers = 2\nsample_prompts = ["a", "b"]\nsteps = "none"\ndtype = "auto"\n'
@@ -139,6 +183,16 @@ def test_a_toml_file_has_the_same_keys_flat_or_in_tables(tmp_path):
         ("minutes = ", SourceError, "not TOML"),
         ("n_embd = 3", ConfigError, r"file\.toml: unknown key 'n_embd': here it is emb_dim"),
         ("[model]\nminuets = 3", ConfigError, "did you mean 'minutes'"),
+        ('steps = "ten"', ConfigError, r"file\.toml: steps is 'ten'; it must be a whole number"),
+        ('n_layers = "six"', ConfigError, r"file\.toml: n_layers is 'six'; it must be a whole"),
+        ("n_layers = true", ConfigError, r"file\.toml: n_layers is True; it must be a whole"),
+        ("qkv_bias = 1", ConfigError, r"file\.toml: qkv_bias is 1; it must be true or false"),
+        ("sample_prompts = [3]", ConfigError, r"file\.toml: sample_prompts is \(3,\)"),
+        ('tokenizer = "char"', ConfigError, r"file\.toml: 'tokenizer' is no setting.* of \[run\]"),
+        ("[run]\nsteps = 3", ConfigError, r"file\.toml: unknown key 'steps' in \[run\]; there are"),
+        ("[run]\nlora = true", ConfigError, r"lora is True in \[run\]; it must be a whole number"),
+        ("[run]\ndata = [1]", ConfigError, r"data is \[1\] in \[run\]; it must be a list of paths"),
+        ("run = 1", ConfigError, r"run is 1; it must be a table, \[run\]"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, text, error, message):
@@ -148,6 +202,30 @@ def test_a_file_that_is_wrong_is_named(tmp_path, text, error, message):
         read_settings(file)
     with pytest.raises(SourceError, match="cannot be read"):
         read_settings(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"), [('"The"', ("The",)), ('""', ()), ("[]", ()), ('["a", "b"]', ("a", "b"))]
+)
+def test_a_text_alone_is_a_prompt_in_a_file_too(tmp_path, text, prompts):
+    file = tmp_path / "file.toml"
+    file.write_text(f"sample_prompts = {text}\n")
+    assert read_settings(file).training == {"sample_prompts": prompts}
+
+
+def test_a_file_may_have_numbers_of_the_model_as_whole_ones(tmp_path):
+    file = tmp_path / "file.toml"
+    file.write_text('drop_rate = 0\npos = "rope"\nrel_max_distance = "none"\n')
+    assert read_settings(file).model == {"drop_rate": 0, "pos": "rope", "rel_max_distance": None}
+
+
+def test_what_else_a_run_is_told_stands_in_a_table_of_its_own(tmp_path):
+    file = tmp_path / "file.toml"
+    file.write_text('steps = 3\n[run]\ndata = ["a.txt"]\nlora = 2\ntensorboard = true\n')
+    found = read_settings(file)
+    assert found.training == {"steps": 3}
+    assert found.run == {"data": ["a.txt"], "lora": 2, "tensorboard": True}
+    assert found.updated(parse_settings(["steps=4"])).run == found.run
 
 
 def test_the_defaults_as_toml_are_the_defaults(tmp_path):

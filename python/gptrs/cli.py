@@ -37,7 +37,8 @@ from gptrs.commands.plot import plot
 from gptrs.commands.runs import runs
 from gptrs.commands.store import convert, inspect, verify
 from gptrs.commands.tokens import tokenize, train_tokenizer
-from gptrs.commands.train import EXIT_CODES, runs_option, train, training_options
+from gptrs.commands.train import EXIT_CODES, train
+from gptrs.commands.training_options import runs_option, training_options
 from gptrs.commands.word2vec import word2vec
 from gptrs.errors import (
     ConfigError,

@@ -29,8 +29,22 @@ _SILENT_S, _SILENT_STEPS = 600, 20
 Row = dict[str, Any]
 
 
-def _millions(count: float) -> str:
-    return f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:,.1f}B"
+def _count(count: float) -> str:
+    """To three digits, from 1,000 on with a unit: 15.4k."""
+    if count < 1000:
+        return f"{count:.0f}"
+    for unit in ("k", "M", "B"):
+        count /= 1000
+        if count < 999.5:
+            return f"{count:.3g}{unit}"
+    return f"{count / 1000:.3g}T"
+
+
+def _time(minutes: float) -> str:
+    """To three digits, in the unit that suits it."""
+    if minutes < 2:
+        return f"{60 * minutes:.3g} s"
+    return f"{minutes:.3g} min" if minutes < 120 else f"{minutes / 60:,.3g} h"
 
 
 # Each column: its key, its title, how a value is written.
@@ -38,14 +52,14 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("run", "run", str),
     ("state", "state", str),
     ("steps", "steps", "{:,}".format),
-    ("tokens", "tokens", _millions),
+    ("tokens", "tokens", _count),
     ("val_loss", "val loss", "{:.3f}".format),
     ("best_val_loss", "best", "{:.3f}".format),
     ("bits_per_byte", "bits/byte", "{:.3f}".format),
     ("tokens_per_s", "tokens/s", "{:,.0f}".format),
     ("mfu", "MFU", "{:.0%}".format),
-    ("parameters", "parameters", _millions),
-    ("minutes", "minutes", "{:.1f}".format),
+    ("parameters", "parameters", _count),
+    ("minutes", "time", _time),
 )
 _HIGHEST_FIRST = ("steps", "tokens", "tokens_per_s", "mfu", "parameters", "minutes")
 

@@ -8,83 +8,36 @@ DATA, --model, --set ... ─► Plan ─► RUN/run.json
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptrs.config import Pos
+from gptrs.commands.training_options import (
+    TrainCommand,
+    model_options,
+    read_file,
+    runs_option,
+    training_options,
+)
 from gptrs.errors import ConfigError, GptrsError, SourceError
 from gptrs.launched import local_rank, num_processes, num_restarts, one_voice
+from gptrs.training.callbacks import Callback
 from gptrs.training.config import TrainingConfig
 from gptrs.training.plan import Plan, read_plan, remove_plan, write_plan
-from gptrs.training.settings import Settings, describe_settings, parse_settings, read_settings
+from gptrs.training.settings import Settings, describe_settings, parse_settings
 from gptrs.weights.missing import no_such_path
 
 if TYPE_CHECKING:
-    from gptrs.training.callbacks import Callback
+    from gptrs.training.callbacks import RunView, StepRecord
     from gptrs.training.job import Job
     from gptrs.training.trainer import TrainingResult
 
 EXIT_CODES = {"interrupted": 130, "terminated": 143}
 """As a shell has them after SIGINT and SIGTERM."""
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def training_options(*names: str) -> Callable[[F], F]:
-    """An option for each named field of TrainingConfig, or for all common ones; None if not set."""
-    hints = get_type_hints(TrainingConfig)
-
-    def add(function: F) -> F:
-        for field in reversed(fields(TrainingConfig)):
-            if field.name in names if names else field.metadata["is_common"]:
-                default = "" if field.default is None else f"  [default: {field.default}]"
-                function = click.option(
-                    f"--{field.name.replace('_', '-')}",
-                    type=_click_type(hints[field.name]),
-                    help=f"{TrainingConfig.help(field.name)}{default}",
-                )(function)
-        return function
-
-    return add
-
-
-def _click_type(hint: Any) -> Any:
-    """What click parses a field with: a Literal by its choices, `int | None` as an int."""
-    if get_origin(hint) is Literal:
-        return click.Choice(get_args(hint))
-    return next((part for part in get_args(hint) if part is not type(None)), hint)
-
-
-def _model_options(function: F) -> F:
-    """Options for the model's fields that are changed most often; None if not set."""
-    told: list[tuple[str, Any, str]] = [
-        ("context_length", int, "Most tokens the model sees at once."),
-        ("emb_dim", int, "Width of the model, a multiple of --n-heads."),
-        ("n_heads", int, "Attention heads a layer."),
-        ("n_layers", int, "Layers, that is transformer blocks."),
-        ("drop_rate", float, "Dropout while training."),
-        ("pos", click.Choice(get_args(Pos)), "How tokens know their places."),
-        ("rel_max_distance", int, "From here on distances count as equal; for the kinds of --pos "
-         "that have such a limit."),
-    ]  # fmt: skip
-    for name, kind, text in reversed(told):
-        function = click.option(f"--{name.replace('_', '-')}", type=kind, help=text)(function)
-    return function
-
-
-runs_option = click.option(
-    "--runs",
-    "runs_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="runs",
-    show_default=True,
-    help="The folder for numbered runs.",
-)
 
 
 def _epilog() -> str:
@@ -92,7 +45,7 @@ def _epilog() -> str:
     return f"\b\nKeys of --set and of the file, beside the model's own:\n{keys}"
 
 
-@click.command(epilog=_epilog())
+@click.command(cls=TrainCommand, epilog=_epilog())
 @click.argument("data", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", metavar="PRESET|CONFIG|auto",
               help="A preset such as gpt2-124m, a JSON or TOML file with a config, or auto: a size "
@@ -107,11 +60,12 @@ def _epilog() -> str:
               help="What to validate on; by default the last part of DATA.")  # fmt: skip
 @click.option("--lora", type=click.IntRange(min=1), metavar="RANK",
               help="With --init: freeze the model, and train adapters of this rank.")  # fmt: skip
-@click.option("--config", "file", type=click.Path(path_type=Path),
-              help="A TOML file with settings; the command line may have others.")  # fmt: skip
+@click.option("--config", "file", type=click.Path(path_type=Path), is_eager=True,
+              callback=read_file, help="A TOML file with settings, and with DATA and options in a "
+              "table [run]; what the command line has counts before it.")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
               help="A setting, see below; may be repeated.")  # fmt: skip
-@_model_options
+@model_options
 @training_options()
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @runs_option
@@ -126,7 +80,7 @@ def train(
     spec: str | None,
     validation: Path | None,
     lora: int | None,
-    file: Path | None,
+    file: Settings | None,
     assignments: tuple[str, ...],
     out: Path | None,
     runs_dir: Path,
@@ -143,12 +97,17 @@ def train(
     early and keeps what was learned.
     """
     settings = _settings(file, assignments, options)
+    data = data or tuple(map(Path, settings.run.get("data", ())))  # click before 8.2 has none.
     if resume is not None:
         named = {"DATA": data, "--model": model, "--init": init, "--val": validation,
                  "--tokenizer": spec, "--lora": lora, "--out": out,
                  "--dry-run": dry_run}  # fmt: skip
         if given := [name for name, value in named.items() if value]:
-            raise ConfigError(f"--resume goes on with what the run has: leave {given[0]} out")
+            is_in_file = file is not None and given[0].lstrip("-").lower() in file.run
+            in_file = " of the file's [run]" if is_in_file else ""
+            raise ConfigError(
+                f"--resume goes on with what the run has: leave {given[0]}{in_file} out"
+            )
         if settings.model:
             raise ConfigError(f"--resume keeps the model: leave {next(iter(settings.model))} out")
         with one_voice():
@@ -173,12 +132,13 @@ def train(
         return _begin(plan, out, runs_dir, tensorboard)
 
 
-def _settings(file: Path | None, assignments: Sequence[str], options: dict[str, Any]) -> Settings:
+def _settings(
+    file: Settings | None, assignments: Sequence[str], options: dict[str, Any]
+) -> Settings:
     """The file's, then --set's, then the options'."""
     training = {field.name for field in fields(TrainingConfig)}
     given = {name: value for name, value in options.items() if value is not None}
-    found = Settings({}, {}) if file is None else read_settings(file)
-    found = found.updated(parse_settings(assignments))
+    found = (file or Settings({}, {})).updated(parse_settings(assignments))
     return found.updated(
         Settings(
             {name: value for name, value in given.items() if name in training},
@@ -188,7 +148,7 @@ def _settings(file: Path | None, assignments: Sequence[str], options: dict[str, 
 
 
 def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> int:
-    from gptrs.commands.report import next_run_dir
+    from gptrs.commands.report import check_runs_dir, next_run_dir
     from gptrs.training.job import prepare_job
     from gptrs.training.run_lock import locked
     from gptrs.training.trainer import check_folder, has_run
@@ -202,6 +162,8 @@ def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> i
             if world.most(num_restarts()) and has_run(out):
                 return _go_on(out, {}, tensorboard)
             check_folder(out, resume=False)
+        else:
+            check_runs_dir(runs_dir)
         with ExitStack() as held:
             if out is not None:  # Before anything is read; a numbered folder is new.
                 held.enter_context(locked(out, world))
@@ -211,7 +173,7 @@ def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> i
                 held.callback(_remove_if_empty, run_dir)
                 held.enter_context(locked(run_dir, world))
             result = _train(plan, job, run_dir, callbacks)
-    return _tell(result, run_dir)
+    return _tell(result, run_dir, plan.config())
 
 
 def _train(plan: Plan, job: Job, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult:
@@ -235,6 +197,28 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+class _KeepsPlan(Callback):
+    """Writes the plan of a run that goes on: whoever goes on again has the changed settings too.
+
+    Not before a step was taken with them, or there was none to take: those that were refused,
+    whatever refused them, are not to stand in the way of going on without them.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan: Plan | None = plan
+
+    def on_step(self, run: RunView, record: StepRecord) -> None:
+        """Writes it after the first."""
+        if self._plan is not None:
+            write_plan(self._plan, None, run.run_dir)
+            self._plan = None
+
+    def on_end(self, run: RunView, reason: str) -> None:
+        """Writes it if nothing was left to do."""
+        if self._plan is not None and reason != "failed":
+            write_plan(self._plan, None, run.run_dir)
+
+
 def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
     from gptrs.training.job import prepare_job
     from gptrs.training.run_lock import locked
@@ -246,18 +230,16 @@ def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
     check_folder(run_dir, resume=True)
     begun = read_plan(run_dir)
     plan = begun.changed(changes)
-    callbacks = _callbacks(tensorboard)
+    if plan.config().steps is not None and plan.config().minutes != begun.config().minutes:
+        raise ConfigError(
+            f"the length of {run_dir} is {plan.config().steps:,} steps, which minutes do not "
+            "change: leave --minutes out; --steps asks for more"
+        )
+    callbacks = [_KeepsPlan(plan), *_callbacks(tensorboard)]
     with joined(plan.config()) as world, locked(run_dir, world):
         job = prepare_job(plan, run_dir, world=world)
-        if world.rank == 0:
-            write_plan(plan, None, run_dir)  # Whoever goes on again has the changed settings too.
-        try:
-            result = job.train(run_dir, callbacks, resume=True)
-        except ConfigError:
-            if world.rank == 0:  # Nothing was done with the settings that were refused.
-                write_plan(begun, None, run_dir)
-            raise
-    return _tell(result, run_dir)
+        result = job.train(run_dir, callbacks, resume=True)
+    return _tell(result, run_dir, plan.config())
 
 
 def _estimate(plan: Plan) -> int:
@@ -267,8 +249,15 @@ def _estimate(plan: Plan) -> int:
 
     if local_rank() != 0:
         return 0
-    job = prepare_job(plan)
-    found = estimate(job.model.cfg, job.config, job.num_tokens, world_size=num_processes())
+    job = prepare_job(plan, is_dry=True)
+    trained = sum(part.numel() for part in job.model.parameters() if part.requires_grad)
+    found = estimate(
+        job.model.cfg,
+        job.config,
+        job.num_tokens,
+        world_size=num_processes(),
+        num_adapters=0 if plan.lora is None else trained,
+    )
     click.echo(format_estimate(found))
     return 0
 
@@ -285,12 +274,12 @@ def _callbacks(tensorboard: bool) -> list[Callback]:
     return callbacks
 
 
-def _tell(result: TrainingResult, run_dir: Path) -> int:
+def _tell(result: TrainingResult, run_dir: Path, config: TrainingConfig) -> int:
     from gptrs.commands.report import print_summary
 
     if result.interrupted:
         return EXIT_CODES[result.reason]
-    print_summary(result)
+    print_summary(result, config)
     click.echo(
         f'Let it write:\n  gptrs generate --model {shlex.quote(str(run_dir))} --prompt "..."'
     )

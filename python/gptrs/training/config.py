@@ -62,7 +62,7 @@ _SHARE = _Allowed(lambda value: _is_number(value) and 0 < value < 1, "between 0 
 _FLAG = _Allowed(lambda value: isinstance(value, bool), "true or false")
 _TEXTS = _Allowed(
     lambda value: isinstance(value, tuple) and all(isinstance(t, str) and t for t in value),
-    "a tuple of texts that are not empty",
+    "a list or tuple of texts that are not empty",
 )
 
 
@@ -233,6 +233,8 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.sample_prompts, list):
+            object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
         for setting in fields(self):
             allowed: _Allowed = setting.metadata["allowed"]
             value = getattr(self, setting.name)

@@ -8,7 +8,7 @@ ranks nor micro-batches change what a step learns from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,12 +18,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptrs.data.dataset import GPTDatasetV1
-from gptrs.errors import ConfigError
+from gptrs.errors import ConfigError, TokenIdError
 from gptrs.model.loss import IGNORE_INDEX
 from gptrs.store.token_store import TokenStore
 from gptrs.training.order import ORDER_VERSION, WindowOrder
 
 Tokens = NDArray[np.integer[Any]]
+Ids = Tokens | Tensor | Sequence[int]
+"""Token ids in a row."""
+
+
+def as_tokens(ids: Any, vocab_size: int) -> Any:
+    """Integers in a row, of whatever kind, as uint16 or uint32 [N]; what is no ids as it is.
+
+    Raises:
+        ConfigError: an array of other numbers, or of other than one dimension.
+        TokenIdError: an id is outside the vocabulary. Arrays that stay as they are, are not read.
+    """
+    if isinstance(ids, Tensor):
+        ids = ids.detach().cpu()
+        ids = ids.double().numpy() if ids.is_floating_point() else ids.numpy()
+    elif isinstance(ids, list | tuple | range) and ids and isinstance(ids[0], int | np.integer):
+        try:
+            ids = np.array(ids)
+        except ValueError as error:
+            raise ConfigError(f"token ids are integers in a row: {error}") from error
+    if not isinstance(ids, np.ndarray):
+        return ids
+    if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise ConfigError(
+            f"token ids are integers in a row, [N]; found {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.dtype in (np.uint16, np.uint32):
+        return ids
+    for position in (ids.argmin(), ids.argmax()) if len(ids) else ():
+        if not 0 <= (found := int(ids[position])) < vocab_size:
+            raise TokenIdError(f"token id {found} at {position} is outside 0..{vocab_size - 1}")
+    return ids.astype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class Batch(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from gptrs.config import GPTConfig
-from gptrs.costs.memory_budget import training_memory
+from gptrs.costs.memory_budget import WORKING_PART, WORKING_SHARE, training_memory
 from gptrs.costs.params import count_parameters
 from gptrs.devices import Precision, choose_device
 from gptrs.errors import ConfigError
@@ -36,6 +36,9 @@ class Estimate:
     """What a run will take."""
 
     num_parameters: int
+    """Adapters included."""
+    num_trained: int
+    """Of them; the others are frozen."""
     num_tokens: int
     """To train on."""
     tokens_per_step: int
@@ -87,6 +90,7 @@ def estimate(
     *,
     tokens_per_s: float | None = None,
     world_size: int = 1,
+    num_adapters: int = 0,
 ) -> Estimate:
     """What training `model_config`'s model on `num_tokens` tokens will take on this machine.
 
@@ -95,6 +99,7 @@ def estimate(
         tokens_per_s: of all processes together; None: a few passes are timed here, without an
             optimizer and torch.compile, if the model has room, on one process.
         world_size: processes; with parallel="fsdp" they share weights, gradients and moments.
+        num_adapters: weights of adapters beside the model, which alone learn; 0: all of it learns.
     Raises:
         ConfigError: the device or dtype is not available here.
     """
@@ -102,15 +107,15 @@ def estimate(
     device = choose_device(config.device)
     precision = training_precision(config.dtype, device)
     tokens_per_step = config.tokens_per_step(cfg.context_length)
-    micro_batch = _micro_batch(cfg, config, device, precision, world_size)
-    memory = memory_parts(cfg, config, precision, micro_batch.size, world_size)
+    micro_batch = _micro_batch(cfg, config, device, precision, world_size, num_adapters)
+    memory = memory_parts(cfg, config, precision, micro_batch.size, world_size, num_adapters)
     available = available_bytes(device)
     if tokens_per_s is None:
         # What is tried out is whole, with weights and gradients, and in float32.
         tried = 2 * _FLOAT32 * count_parameters(cfg) + dict(memory)["activations"]
         fits = available is None or tried <= _TRIED_SHARE * available
         tokens_per_s, source = (
-            _tried(cfg, config, device, micro_batch.size, world_size)
+            _tried(cfg, config, device, micro_batch.size, world_size, num_adapters)
             if fits
             else (None, "too large to be tried out beside what else is in memory")
         )
@@ -120,7 +125,8 @@ def estimate(
     if steps is None and tokens_per_s is not None:
         steps = max(1, int(tokens_per_s * 60 * config.minutes / tokens_per_step))
     return Estimate(
-        num_parameters=count_parameters(cfg),
+        num_parameters=count_parameters(cfg) + num_adapters,
+        num_trained=num_adapters or count_parameters(cfg),
         num_tokens=num_tokens,
         tokens_per_step=tokens_per_step,
         device=str(device),
@@ -129,7 +135,7 @@ def estimate(
         num_devices=world_size,
         memory=memory,
         available_bytes=available,
-        training_flops=training_flops(cfg),
+        training_flops=training_flops(cfg, num_adapters),
         tokens_per_s=tokens_per_s,
         speed_source=source,
         steps=steps,
@@ -142,25 +148,27 @@ def memory_parts(
     precision: Precision,
     micro_batch: int,
     world_size: int = 1,
+    num_adapters: int = 0,
 ) -> tuple[tuple[str, int], ...]:
     """What one device keeps in a step, part by part, in bytes.
 
-    What the passes work with comes on top: `memory_budget` says how much.
+    Beside adapters that alone learn, all other weights have neither gradients nor moments.
     """
     column = "float32" if precision.dtype == torch.float32 else "bfloat16"
     rows = {row.part: getattr(row, column) for row in training_memory(cfg, None, micro_batch)}
-    parameters = count_parameters(cfg)
+    parameters = count_parameters(cfg) + num_adapters
+    trained = num_adapters or parameters
     shards = world_size if config.parallel == "fsdp" else 1
     parts = {"weights": _FLOAT32 * parameters // shards}
     if precision.is_pure:
-        parts["float32 masters"] = parts["weights"]
+        parts["float32 masters"] = _FLOAT32 * trained // shards
         parts["weights"] = _BFLOAT16 * parameters // shards
     elif rows["bfloat16 copies"]:
         parts["bfloat16 copies"] = rows["bfloat16 copies"]
-    parts["gradients"] = _FLOAT32 * parameters // shards
-    moments = 2 * parameters
-    if config.optimizer == "muon":  # One for each weight of the blocks' matrices.
-        moments -= 12 * cfg.n_layers * cfg.emb_dim**2
+    parts["gradients"] = _FLOAT32 * trained // shards
+    moments = 2 * trained
+    if config.optimizer == "muon":  # One for each weight of the blocks' matrices, or of adapters.
+        moments -= num_adapters or 12 * cfg.n_layers * cfg.emb_dim**2
     parts["optimizer"] = _FLOAT32 * moments // shards
     activations = rows["activations"] + rows.get("attention weights", 0)
     if config.activation_checkpointing:
@@ -168,6 +176,7 @@ def memory_parts(
         inputs = _FLOAT32 * micro_batch * cfg.n_layers * cfg.context_length * cfg.emb_dim
         activations = activations // cfg.n_layers + inputs
     parts["activations"] = activations
+    parts[WORKING_PART] = int(WORKING_SHARE[column] * sum(parts.values()))
     return tuple(parts.items())
 
 
@@ -178,7 +187,7 @@ def format_estimate(estimate: Estimate) -> str:
     room = "" if available is None else f"of {size(available)} that are free"
     each = " on each device" if estimate.num_devices > 1 else ""
     rows = [
-        ["parameters", f"{estimate.num_parameters:,}", ""],
+        ["parameters", f"{estimate.num_parameters:,}", _trained(estimate)],
         ["tokens to train on", f"{estimate.num_tokens:,}", ""],
         *_length(estimate),
         ["device", estimate.device, f"{estimate.dtype}"],
@@ -189,6 +198,11 @@ def format_estimate(estimate: Estimate) -> str:
         *_time(estimate),
     ]
     return "\n".join(align(rows, "<><"))
+
+
+def _trained(estimate: Estimate) -> str:
+    is_all = estimate.num_trained == estimate.num_parameters
+    return "" if is_all else f"{estimate.num_trained:,} of them trained"
 
 
 def _length(estimate: Estimate) -> list[list[str]]:
@@ -226,6 +240,7 @@ def _micro_batch(
     device: torch.device,
     precision: Precision,
     world_size: int,
+    num_adapters: int,
 ) -> MicroBatch:
     """The run's, or one window where not even that has room: that is what the table is to show."""
     windows = -(-config.tokens_per_step(cfg.context_length) // cfg.context_length)
@@ -237,15 +252,21 @@ def _micro_batch(
             device=device,
             precision=precision,
             checkpointing=config.activation_checkpointing,
+            num_adapters=num_adapters,
         )
     except ConfigError:
         return MicroBatch(1, "there is no room for it: see below")
 
 
 def _tried(
-    cfg: GPTConfig, config: TrainingConfig, device: torch.device, micro_batch: int, world_size: int
+    cfg: GPTConfig,
+    config: TrainingConfig,
+    device: torch.device,
+    micro_batch: int,
+    world_size: int,
+    num_adapters: int,
 ) -> tuple[float, str]:
     flops_per_s = measured_flops_per_s(cfg, device, config.dtype, num_windows=micro_batch)
-    speed = world_size * flops_per_s / training_flops(cfg)
+    speed = world_size * flops_per_s / training_flops(cfg, num_adapters)
     alike = "" if world_size == 1 else f", {world_size} times that of one process"
     return speed, f"forward and backward passes timed here, no optimizer{alike}"

@@ -22,7 +22,7 @@ from gptrs.config import PRESETS, GPTConfig, get_config
 from gptrs.errors import ConfigError, SourceError, StoreError, TokenizerError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora
-from gptrs.store.token_store import TokenStore
+from gptrs.store.token_store import FOLDER_FORMAT, TokenStore
 from gptrs.text import corpus
 from gptrs.text.reading import find_text_files
 from gptrs.text.tokenizer import Tokenizer, get_tokenizer, own_tokenizer
@@ -42,6 +42,9 @@ CHAR = "char"
 """As a tokenizer: the text's characters, sorted."""
 AUTO = "auto"
 """As a tokenizer: one learned from the text; as a model: one of a fitting size."""
+_LOOKED_AT_TOKENS, _FEWEST_LOOKED_AT = 1 << 20, 1 << 12
+"""Of a file that names no tokenizer: so many show which ids there are. Text in GPT-2's tokens has
+one of the upper half of its ids every few hundred."""
 _BIN_SUFFIXES = (".bin", ".idx")
 _JSON_SUFFIXES = (".json", ".jsonl")
 
@@ -56,7 +59,7 @@ class TokenInputs:
     tokenizer: Any
     """None: a store's own is not here."""
     vocabulary_reason: str | None = None
-    """Why the tokenizer has as many ids, where that was chosen here."""
+    """Why the tokenizer is this one, or has as many ids, where that was chosen here."""
 
     @property
     def vocab_size(self) -> int:
@@ -176,9 +179,32 @@ def _read_stores(
             raise ConfigError(
                 f"{path} and {validation} have other tokenizers: {' and '.join(names)}"
             )
-        return TokenInputs(data=store, validation=held_out, tokenizer=tokenizer)
-    tokens = corpus.tokenize_files(_validation_files(validation), store.tokenizer)
-    return TokenInputs(data=store, validation=tokens, tokenizer=tokenizer)
+        tokens: Tokens | TokenStore | None = held_out
+    else:
+        tokens = corpus.tokenize_files(_validation_files(validation), store.tokenizer)
+    return TokenInputs(
+        data=store,
+        validation=tokens,
+        tokenizer=tokenizer,
+        vocabulary_reason=_taken_for(store) if spec is None else None,
+    )
+
+
+def _taken_for(store: TokenStore) -> str | None:
+    """What a file that names no tokenizer is taken for, and whether its ids look otherwise."""
+    if store.format == FOLDER_FORMAT:
+        return None
+    name = store.manifest["tokenizer"]["name"]
+    name = "GPT-2" if name == "gpt2" else name
+    text = f"{store.path.name} names no tokenizer: taken for {name}'s, with {store.n_vocab:,} ids"
+    seen = store[:_LOOKED_AT_TOKENS]
+    largest = int(seen.max()) if len(seen) else 0
+    if len(seen) < _FEWEST_LOOKED_AT or largest >= store.n_vocab // 2:
+        return text
+    return (
+        f"{text}; but of its first {len(seen):,} the largest is {largest:,}: if another one made "
+        "them, name it with --tokenizer"
+    )
 
 
 def _opened(path: Path, spec: str | Tokenizer | None) -> TokenStore:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+import torch
 
 from gptrs.config import GPTConfig
+from gptrs.costs.params import count_parameters
+from gptrs.errors import ConfigError
+from gptrs.memory import available_bytes
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback
 from gptrs.training.config import TrainingConfig
@@ -27,6 +31,7 @@ from gptrs.training.plan import Plan, kept_tokenizer
 from gptrs.training.step import World
 from gptrs.training.trainer import TrainingResult, train_locked
 from gptrs.training.validation import Validation
+from gptrs.weights.pretrained import config_of_pretrained, tokenizer_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +85,75 @@ class Job:
         return made.source, made.validation
 
 
-def prepare_job(plan: Plan, run_dir: Path | None = None, *, world: World | None = None) -> Job:
+def prepare_job(
+    plan: Plan,
+    run_dir: Path | None = None,
+    *,
+    world: World | None = None,
+    is_dry: bool = False,
+) -> Job:
     """Reads the inputs and makes the model.
 
     Args:
         run_dir: of the run that goes on: its tokenizer is used, not made again. Its model's config
             is in the plan.
         world: the processes that train together; None is this one alone.
+        is_dry: the model takes no memory and has no numbers, as torch's device "meta" has it: for
+            who only asks how large it is.
     Raises:
+        ConfigError: the model's weights alone are more than the memory that is free.
         GptrsError: something is missing, damaged or impossible.
     """
     config, world = plan.config(), world or World()
-    model, beside = None, None
-    if plan.init is not None:
-        model, beside = pretrained_model(Path(plan.init), plan.model_changes)
+    given = None if plan.init is None else Path(plan.init)
+    # Before what is read: it may be missing.
+    cfg = None if given is None else replace(config_of_pretrained(given), **plan.model_changes)
+    beside = None if given is None else tokenizer_beside(given)
     validation = None if plan.validation is None else Path(plan.validation)
     kept = None if run_dir is None else kept_tokenizer(run_dir)
     inputs = read_inputs([*map(Path, plan.data)], validation, kept or plan.tokenizer, beside)
     if isinstance(inputs, TokenInputs) and inputs.vocabulary_reason is not None:
         click.echo(inputs.vocabulary_reason)
-    if model is None:
+    if cfg is None:
         # Where it is chosen by measuring, all take what the first found.
-        model = new_model(world.first(_config_of_new(plan, inputs, config)), config.seed)
-    elif plan.lora is not None:
-        model = with_adapters(model, plan.lora, config.seed)
+        cfg = world.first(_config_of_new(plan, inputs, config))
+    if is_dry:
+        model = _model_without_numbers(plan, cfg)
+    else:
+        _check_room(cfg, world)
+        model = _model(plan, cfg, config.seed)
     return Job(model, inputs, config, world, fine_tunes=plan.init is not None)
+
+
+def _model(plan: Plan, cfg: GPTConfig, seed: int) -> GPTModel:
+    if plan.init is None:
+        return new_model(cfg, seed)
+    model, _ = pretrained_model(Path(plan.init), plan.model_changes)
+    return model if plan.lora is None else with_adapters(model, plan.lora, seed)
+
+
+def _model_without_numbers(plan: Plan, cfg: GPTConfig) -> GPTModel:
+    with torch.device("meta"):
+        model = GPTModel(cfg)
+        return model if plan.lora is None else with_adapters(model, plan.lora, seed=0)
+
+
+def _check_room(cfg: GPTConfig, world: World) -> None:
+    """Before the system kills whoever asks for too much. What training takes besides is seen later.
+
+    A model is made in float32, on the CPU, by each process for itself.
+    """
+    available = available_bytes(torch.device("cpu"))
+    num_parameters = count_parameters(cfg)
+    num_bytes = world.num_here * num_parameters * torch.float32.itemsize
+    if available is not None and num_bytes > available:
+        times = "" if world.num_here == 1 else f" in {world.num_here} processes"
+        raise ConfigError(
+            f"the weights of a model with {num_parameters:,} parameters take "
+            f"{num_bytes / 1e9:,.1f} GB{times}, and training them about four times that; "
+            f"{available / 1e9:,.1f} GB are free: take a smaller model, or lower n_layers, emb_dim "
+            "or vocab_size"
+        )
 
 
 def _config_of_new(
@@ -114,5 +163,15 @@ def _config_of_new(
         return GPTConfig.of(plan.model_config)
     cfg, reason = model_config(plan.model, plan.model_changes, inputs, config)
     if reason is not None:
-        click.echo(reason)
+        click.echo(f"{reason}{_default_minutes(plan, config)}")
     return cfg
+
+
+def _default_minutes(plan: Plan, config: TrainingConfig) -> str:
+    """What to know of a size that was chosen for a time that nobody gave."""
+    if config.steps is None or "minutes" in plan.training:
+        return ""
+    return (
+        f". That is for the {config.minutes:g} minutes that are the default, whatever "
+        f"{config.steps:,} steps take: --minutes chooses for another time"
+    )

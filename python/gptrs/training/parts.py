@@ -8,6 +8,7 @@ What is chosen by looking or measuring has its reason with it, and a resumed run
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gptrs._core import Digest
 from gptrs.config import GPTConfig
 from gptrs.devices import Precision, choose_device
 from gptrs.errors import ConfigError
@@ -24,12 +26,20 @@ from gptrs.model.lora import has_lora
 from gptrs.store.token_store import TokenStore
 from gptrs.text.tokenizer import own_tokenizer
 from gptrs.training.config import FINE_TUNING_SHARE, TrainingConfig
-from gptrs.training.data import BatchSource, Tokens, Uncut, WindowSource, windows_per_step
+from gptrs.training.data import (
+    BatchSource,
+    Ids,
+    Tokens,
+    Uncut,
+    WindowSource,
+    as_tokens,
+    windows_per_step,
+)
 from gptrs.training.precision import MicroBatch, choose_micro_batch, training_precision
 from gptrs.training.step import World
 from gptrs.training.validation import HeldOut, Validation, given, held_out, split_data
 
-Data = Tokens | TokenStore | BatchSource
+Data = Ids | TokenStore | BatchSource
 """What `train` can train on."""
 
 
@@ -75,7 +85,7 @@ class Parts:
 def prepare(
     model: GPTModel,
     data: Data,
-    validation: Validation | None,
+    validation: Validation | Ids | None,
     config: TrainingConfig,
     tokenizer: Any,
     world: World,
@@ -98,29 +108,33 @@ def prepare(
     precision = world.first(_precision(config, device, kept))
     world.check(model, config, precision)
     cfg = model.cfg
-    micro_batch, num_train, source = None, None, data
+    source: Any = as_tokens(data, cfg.vocab_size)
+    others: Any = as_tokens(validation, cfg.vocab_size)
+    micro_batch, num_train = None, None
 
     def settled(rows: int) -> MicroBatch:
         """How many of a step's rows go through the model at once."""
-        return world.first(_micro_batch(config, cfg, rows, device, precision, world, kept))
+        adapters = _num_adapters(model)
+        found = _micro_batch(config, cfg, rows, device, precision, world, kept, adapters)
+        return world.first(found)
 
-    if isinstance(data, np.ndarray | TokenStore):
+    if isinstance(source, np.ndarray | TokenStore):
         batch_tokens = config.tokens_per_step(cfg.context_length)
         micro_batch = settled(windows_per_step(batch_tokens, cfg.context_length, world.world_size))
         source, num_train, held = _windows(
-            data, validation, config, cfg, micro_batch.size, tokenizer, world
+            source, others, config, cfg, micro_batch.size, tokenizer, world
         )
     else:
-        held = _given(data, validation)
-        if isinstance(data, Uncut):
-            micro_batch = settled(data.num_rows)
-            source = data.cut(micro_batch.size)
+        held = _given(source, others)
+        if isinstance(source, Uncut):
+            micro_batch = settled(source.num_rows)
+            source = source.cut(micro_batch.size)
     peak, last, reason = _learning_rates(config, model, fine_tunes, chosen)
     return Parts(
         device=device,
         precision=precision,
         micro_batch=micro_batch,
-        source=source,  # type: ignore[arg-type]  # No tokens: these became a WindowSource.
+        source=source,
         held_out=held,
         num_train_tokens=num_train,
         compiles=device.type == "cuda" if config.compile is None else config.compile,
@@ -143,10 +157,17 @@ def _windows(
     if validation is not None and not isinstance(validation, np.ndarray | TokenStore):
         raise ConfigError("tokens are validated on tokens: found batches")
     split = split_data(data, validation, config, cfg)
+    batch_tokens = config.tokens_per_step(cfg.context_length)
+    if batch_tokens > split.num_train and world.rank == 0:
+        warnings.warn(
+            f"a step has {batch_tokens:,} tokens, more than the {split.num_train:,} to train on: "
+            f"it sees each {batch_tokens / split.num_train:.3g} times; batch_tokens says how many",
+            stacklevel=2,
+        )
     source = WindowSource(
         data,
         cfg.context_length,
-        config.tokens_per_step(cfg.context_length),
+        batch_tokens,
         seed=config.seed,
         stop=split.num_train,
         micro_batch=micro_batch,
@@ -159,8 +180,8 @@ def _windows(
 def _given(data: BatchSource, validation: Validation | None) -> HeldOut:
     if not hasattr(data, "micro_batches"):
         raise ConfigError(
-            "train takes token ids as a NumPy array, a TokenStore, or an object with "
-            f"micro_batches(step); found {type(data).__name__}"
+            "train takes token ids as a NumPy array, a tensor or a list, or a TokenStore, or an "
+            f"object with micro_batches(step); found {type(data).__name__}"
         )
     if validation is None or isinstance(validation, np.ndarray | TokenStore):
         raise ConfigError("a source of batches is validated on batches: give validation=[...]")
@@ -183,6 +204,7 @@ def _micro_batch(
     precision: Precision,
     world: World,
     kept: Mapping[str, Any] | None,
+    num_adapters: int,
 ) -> MicroBatch:
     is_same = kept is not None and kept["world_size"] == world.world_size
     if kept is not None and is_same and config.micro_batch is None and kept["micro_batch"]:
@@ -197,7 +219,15 @@ def _micro_batch(
         checkpointing=config.activation_checkpointing,
         num_sharing=world.num_here if device.type == "cpu" else 1,
         num_shards=world.world_size if world.is_sharded else 1,
+        num_adapters=num_adapters,
     )
+
+
+def _num_adapters(model: GPTModel) -> int:
+    """The weights of adapters where they alone learn; 0 where the model does."""
+    if not has_lora(model):
+        return 0
+    return sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
 
 
 def _learning_rates(
@@ -222,6 +252,10 @@ def described(
         "config": asdict(config),
         "model": model.cfg.to_dict(),
         "data": parts.source.describe(),
+        "validation": {
+            "tokens": _digest_of(parts.held_out),
+            "num_tokens": parts.held_out.num_tokens,
+        },
         "vocabulary": vocabulary(tokenizer),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_trained_parameters": sum(
@@ -236,6 +270,16 @@ def described(
         "versions": versions(),
         "torch": torch.__version__,
     }
+
+
+def _digest_of(held_out: HeldOut) -> str:
+    """What tells these inputs and targets from others, however many rows a batch has."""
+    digests = Digest(), Digest()
+    for batch in held_out.batches:
+        for digest, tensor in zip(digests, batch[:2], strict=True):
+            ids = tensor.to("cpu", torch.int64).contiguous().numpy()
+            digest.update(ids.reshape(-1).view(np.uint8))
+    return "-".join(digest.hexdigest() for digest in digests)
 
 
 def vocabulary(tokenizer: Any) -> str | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from gptrs.config import GPTConfig
-from gptrs.costs.memory_budget import training_memory
+from gptrs.costs.memory_budget import WORKING_PART, WORKING_SHARE, training_memory
 from gptrs.devices import Precision
 from gptrs.errors import ConfigError
 from gptrs.memory import available_bytes
@@ -22,8 +22,6 @@ _MEASURED_S = 0.05
 
 _USED_SHARE = 0.8
 """Of the memory that is free."""
-_WORKING_SHARE = 1.25
-"""What the passes work with, beside what they keep."""
 _MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
 """More at once is no faster."""
 
@@ -87,6 +85,7 @@ def choose_micro_batch(
     checkpointing: bool = False,
     num_sharing: int = 1,
     num_shards: int = 1,
+    num_adapters: int = 0,
 ) -> MicroBatch:
     """How many of a process's `windows` a step go through the model at once.
 
@@ -95,6 +94,7 @@ def choose_micro_batch(
         checkpointing: whether each block keeps its input alone.
         num_sharing: processes that share the device's memory.
         num_shards: processes that share the weights, gradients and moments.
+        num_adapters: weights of adapters beside the model, which alone learn; 0: all of it learns.
     Raises:
         ConfigError: not even one fits into memory.
     """
@@ -105,7 +105,7 @@ def choose_micro_batch(
     reason = f"{most * cfg.context_length:,} tokens at once keep the device busy"
     if available is not None:
         available //= num_sharing
-        fitting = _fitting(cfg, available, precision, checkpointing, num_shards)
+        fitting = _fitting(cfg, available, precision, checkpointing, num_shards, num_adapters)
         if fitting < 1:
             raise ConfigError(
                 f"one window of {cfg.context_length:,} tokens and the model's weights, gradients "
@@ -122,18 +122,27 @@ def choose_micro_batch(
 
 
 def _fitting(
-    cfg: GPTConfig, available: int, precision: Precision, checkpointing: bool, num_shards: int
+    cfg: GPTConfig,
+    available: int,
+    precision: Precision,
+    checkpointing: bool,
+    num_shards: int,
+    num_adapters: int,
 ) -> int:
     """The most windows that memory has room for, beside the weights and what goes with them."""
     column = "float32" if precision.dtype == torch.float32 else "bfloat16"
     rows = {row.part: getattr(row, column) for row in training_memory(cfg)}
     kept = sum(rows.pop(part) for part in ("activations", "attention weights") if part in rows)
-    del rows["total"]
+    # What it has for weights and moments is in the memory that is left unused.
+    del rows[WORKING_PART], rows["total"]
+    if num_adapters:  # What is frozen has neither gradients nor moments.
+        rows |= {"adapters": 4 * num_adapters, "gradients": 4 * num_adapters}
+        rows["AdamW's moments"] = 2 * rows["gradients"]
     if checkpointing:
         # Each block's input, and one block's activations while it is computed again.
         kept = kept // cfg.n_layers + 4 * cfg.n_layers * cfg.context_length * cfg.emb_dim
     room = _USED_SHARE * available - sum(rows.values()) / num_shards
-    return int(room // (_WORKING_SHARE * kept))
+    return int(room // ((1 + WORKING_SHARE[column]) * kept))
 
 
 def _even(windows: int, most: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gptrs.errors import ConfigError
 from gptrs.training.config import TrainingConfig
 
 _MEASURED_SHARE = 0.05
@@ -52,12 +54,15 @@ class Progress:
     num_steps: int | None = None
     """None until a run in minutes knows."""
     num_evaluations: int = 0
+    shares_passed: int = 0
+    """Of the shares of a run after which it is evaluated, those that need no evaluation more."""
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last evaluation."""
     val_loss: float | None = None
     """Of the last evaluation."""
     best_step: int | None = None
-    """Of the evaluation with the lowest loss, the one before the first step not counted."""
+    """Of the evaluation with the lowest loss, the one before the first step not counted; None if
+    none was finite."""
     best_loss: float | None = None
     evaluations_since_best: int = 0
     skipped_in_a_row: int = 0
@@ -70,7 +75,7 @@ class Progress:
         self.val_loss = val_loss
         if not self.step:
             return False
-        is_best = self.best_loss is None or val_loss < self.best_loss
+        is_best = math.isfinite(val_loss) and (self.best_loss is None or val_loss < self.best_loss)
         if is_best:
             self.best_step, self.best_loss, self.evaluations_since_best = self.step, val_loss, 0
         else:
@@ -94,10 +99,29 @@ class Standing:
         self.config = config
         self._progress, self._clock = Progress(num_steps=config.steps), Clock()
 
-    def _stand_at(self, progress: Mapping[str, Any], clock: Mapping[str, float]) -> None:
-        """Where a checkpoint was; but steps that were asked for are those that are asked for."""
-        self._progress, self._clock = Progress.of(progress), Clock(**clock)
-        self._progress.num_steps = self.config.steps or self._progress.num_steps
+    def _stand_at(self, saved: Mapping[str, Any]) -> None:
+        """Where a checkpoint was; but as long as is asked for now, in steps or in minutes.
+
+        Raises:
+            ConfigError: other minutes are asked for, and fewer than were taken.
+        """
+        self._progress, self._clock = Progress.of(saved["progress"]), Clock(**saved["clock"])
+        before, now = saved["config"], self.config
+        if (before["steps"], before["minutes"]) != (now.steps, now.minutes):
+            self._ask_for_length()
+        elif before["num_evaluations"] == now.num_evaluations:
+            return
+        self._progress.shares_passed = self._shares_done
+
+    def _ask_for_length(self) -> None:
+        """Steps that are asked for, or as many as the minutes will turn out to have."""
+        if self.config.steps is None and 60 * self.config.minutes < self.elapsed_s:
+            raise ConfigError(
+                f"minutes is {self.config.minutes:g}, and the run has taken "
+                f"{self.elapsed_s / 60:.3g}, which cannot be taken back: ask for more, or begin "
+                "another run"
+            )
+        self._progress.num_steps = self.config.steps
 
     @property
     def step(self) -> int:
@@ -131,14 +155,15 @@ class Standing:
         """`num_steps`, or how many, those done included, take `minutes` with all evaluations."""
         if self.num_steps is not None:
             return self.num_steps
-        done = max(1, self._progress.num_evaluations)
+        progress = self._progress
+        done = max(1, progress.num_evaluations)
         left_s = 60 * self.config.minutes - self.elapsed_s
         evaluation_s = self._clock.evaluation_s / done
         if self.config.evaluate_every is not None:
             step_s = self.step_s + evaluation_s / self.config.evaluate_every
         else:
             step_s = self.step_s
-            left_s -= (self.config.num_evaluations + 1 - done) * evaluation_s
+            left_s -= (self.config.num_evaluations - progress.shares_passed) * evaluation_s
         return self.step + max(1, int(left_s / step_s))
 
     @property
@@ -169,6 +194,13 @@ class Standing:
             return True
         if (every := self.config.evaluate_every) is not None:
             return self.step % every == 0
-        # The first was before the first step.
-        share = self.progress * self.config.num_evaluations
-        return int(share + 1e-9) >= self._progress.num_evaluations
+        return self._shares_done > self._progress.shares_passed
+
+    def _pass_shares(self) -> None:
+        """Leaves out evaluations that came due while the last one was made, or in a slow step."""
+        self._progress.shares_passed = max(self._progress.shares_passed, self._shares_done)
+
+    @property
+    def _shares_done(self) -> int:
+        """How many of the `num_evaluations` shares of the run are done."""
+        return int(self.progress * self.config.num_evaluations + 1e-9)

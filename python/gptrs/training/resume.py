@@ -1,28 +1,56 @@
-"""Going on with a run: is it the same run, and what was written down until its checkpoint."""
+"""Going on with a run: is there a way, is it the same run, and what was written down until then."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptrs.errors import ConfigError
+from gptrs.errors import CheckpointError, ConfigError
 from gptrs.training.callbacks import Evaluation
+from gptrs.training.checkpoint import FOLDER, checkpoints
 from gptrs.training.reports.metrics import METRICS_FILE
+from gptrs.weights.manifest import CONFIG_FILE, RUN_FOLDER
 
-# What has to be the same: otherwise the weights, or the order of the data, mean nothing here.
-_SAME = ("model", "data", "vocabulary")
+# What has to be the same: otherwise the weights, the order of the data, or the lowest validation
+# loss mean nothing here.
+_SAME = ("model", "data", "validation", "vocabulary")
+
+
+def refuse_lost_checkpoints(run_dir: Path) -> None:
+    """Raises CheckpointError if a run had checkpoints and has none to go on from.
+
+    To begin anew, as is done before the first one, would overwrite what is left.
+    """
+    if checkpoints(run_dir):
+        return
+    left, way = [], "begin anew in another folder"
+    if (run_dir / RUN_FOLDER / CONFIG_FILE).exists():
+        left.append(f"the model in {RUN_FOLDER}/")
+        way = f"begin another run from that model with --init {run_dir}, or {way}"
+    steps = [record.get("step") for record in _records(run_dir) if record["event"] == "checkpoint"]
+    if steps:
+        left.append(f"{METRICS_FILE}, which has the checkpoint of step {steps[-1]}")
+    if left:
+        raise CheckpointError(
+            f"{run_dir}: there is nothing in {FOLDER}/ to go on from, and to begin anew would "
+            f"overwrite {' and '.join(left)}: {way}"
+        )
 
 
 def refuse_another_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raises ConfigError if a checkpoint is of another model, store or vocabulary, and says how.
+
+    Or if what it is validated on is something else; checkpoints of older versions do not know that.
 
     Also if it has more steps than are asked for: the weights of an earlier step are not in it.
     """
     differing = [
         difference
         for name in _SAME
+        if name in saved
         for difference in _differences(name, saved.get(name), here.get(name))
     ]
     if differing:
@@ -58,21 +86,33 @@ def read_history(run_dir: Path, step: int) -> tuple[list[float], list[Evaluation
     """
     losses: dict[int, float] = {}
     evaluations: dict[int, Evaluation] = {}
-    try:
-        lines = (run_dir / METRICS_FILE).read_text("utf-8").split("\n")
-    except OSError:
-        lines = []
-    for line in lines:
+    for record in _records(run_dir):
+        event = record.pop("event")
         try:
-            record = json.loads(line)
-            event = record.pop("event")
             if record.get("step", step + 1) > step:
                 continue
             if event == "step":
                 losses[record["step"]] = float(record["loss"])
             elif event == "evaluation":
+                if record["val_loss"] is None:  # JSON has no NaN.
+                    record["val_loss"] = math.nan
                 evaluations[record["step"]] = Evaluation(**record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # Half of a line, from a disk that was full.
+        except (ValueError, KeyError, TypeError):
+            continue  # Not a record of ours.
     history = [losses.get(number, float("nan")) for number in range(1, step + 1)]
     return history, [evaluations[number] for number in sorted(evaluations)]
+
+
+def _records(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl, as far as they are whole; a disk may have been full."""
+    try:
+        lines = (run_dir / METRICS_FILE).read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "event" in record:
+            yield record

@@ -7,6 +7,7 @@ then, if it is due:  number of steps, evaluation and samples, checkpoint
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from gptrs.training.writer import CheckpointWriter
 from gptrs.weights.manifest import RUN_FOLDER
 
 SAMPLE_TEMPERATURE = 0.8
+_TRY = "try a lower learning rate or a longer warm-up"
 STOP_REASONS: tuple[StopReason | None, ...] = (None, *get_args(StopReason))
 
 
@@ -98,7 +100,7 @@ class Run(Standing):
         masters = {} if self._masters is None else self._masters.masters
         self._optimizers = Optimizers(model, config, parts.peak_learning_rate, masters)
         if saved is not None:
-            self._stand_at(saved.state["progress"], saved.state["clock"])
+            self._stand_at(saved.state)
             self.step_losses, self.evaluations = read_history(run_dir, saved.step)
             restore(saved, parts, self._optimizers)
         self._saved_step = None if saved is None else saved.step
@@ -148,7 +150,8 @@ class Run(Standing):
                 if due.schedule:
                     self._tell.schedule()
                 is_best = due.evaluation and self._evaluate()
-                if is_best or due.checkpoint:
+                is_stuck = self._progress.skipped_in_a_row > 0
+                if is_best or (due.checkpoint and not is_stuck and self._is_sound()):
                     self._save()
                 self._tell_what_was_written()
         return "finished"
@@ -198,13 +201,13 @@ class Run(Standing):
         if progress.skipped_in_a_row <= self.config.max_skipped_steps:
             self._tell.message(f"{at}: the step is skipped")
             return
+        skipped = f"steps skipped in a row: {progress.skipped_in_a_row}"
+        raise TrainingError(f"{at}; {skipped}; {_named(self._last_good())}; {_TRY}")
+
+    def _last_good(self) -> Path | None:
+        """Where the run can go on from; on the first process, which writes it."""
         self._tell_what_was_written(wait=True)
-        good = self._writer.last_good or (self._saved and self._saved.path)
-        raise TrainingError(
-            f"{at}; steps skipped in a row: {progress.skipped_in_a_row}; "
-            f"{f'{good} is the last good checkpoint' if good else 'no checkpoint was saved yet'}; "
-            "try a lower learning rate or a longer warm-up"
-        )
+        return self._writer.last_good or (self._saved and self._saved.path)
 
     # --- Between the steps ---
 
@@ -246,7 +249,9 @@ class Run(Standing):
             self.evaluations.append(evaluation)
             is_best = self._progress.note_evaluation(val_loss)
             self._tell.evaluation(evaluation)
-            self._write_samples()
+            if math.isfinite(val_loss):  # NaN says nothing.
+                self._write_samples()
+        self._pass_shares()
         return is_best
 
     def _write_samples(self) -> None:
@@ -268,6 +273,19 @@ class Run(Standing):
 
     def _checkpoint_is_due(self) -> bool:
         return self.elapsed_s - self._saved_at_s >= 60 * self.config.checkpoint_minutes
+
+    def _is_sound(self) -> bool:
+        """Whether the weights are worth going on from: with NaN in them no step is taken again.
+
+        The step that spoilt them had a finite loss itself: so a batch goes through the model.
+        """
+        parts, last = self._parts, self._progress.val_loss
+        if last is not None and not math.isfinite(last):
+            return False
+        self.model.eval()
+        batch = next(batch for batch in parts.held_out.batches if batch.num_targets)
+        loss = validation_loss(self._step_loss, [batch], parts.device, parts.precision, parts.world)
+        return math.isfinite(loss)
 
     def _save(self) -> None:
         if self._parts.world.rank == 0:
@@ -292,15 +310,29 @@ class Run(Standing):
 
     def _save_last(self) -> None:
         if self._saved_step != self.step:
-            self._save()
+            if self._is_sound():
+                self._save()
+            else:
+                self._tell_unsound()
         problem = self._tell_what_was_written(wait=True)
         if problem is not None:
             raise CheckpointError(problem)
         if self._state.is_adapters and self._parts.world.rank == 0:
             steps = {step_of(path): path for path in checkpoints(self.run_dir)}
-            best = steps.get(self._progress.best_step or self.step, steps[self.step])
+            best = steps.get(self._progress.best_step or self.step, steps[max(steps)])
             metadata = {"step": step_of(best), "training": self.start["config"]}
             self._state.export_merged(best, self.run_dir / RUN_FOLDER, metadata)
+
+    def _tell_unsound(self) -> None:
+        """The weights after the last step are not kept; raises if none were before them."""
+        good = self._parts.world.first(self._last_good())
+        said = (
+            f"the model of step {self.step:,} is not saved, for its loss on held-out text is not "
+            f"finite; {_named(good)}"
+        )
+        if good is None:
+            raise TrainingError(f"{said}; {_TRY}")
+        self._tell.message(said)
 
     def _tell_what_was_written(self, *, wait: bool = False) -> str | None:
         """What was wrong with the newest checkpoint, if it could not be written."""
@@ -324,3 +356,7 @@ class Run(Standing):
             restore_blocks(self.model)
             if self._masters is not None:
                 self._masters.give_back()
+
+
+def _named(good: Path | None) -> str:
+    return f"{good} is the last good checkpoint" if good else "no checkpoint was saved yet"

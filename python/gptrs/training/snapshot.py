@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gptrs.training.progress import Clock, Progress
 
 _OPTIMIZER = "optimizer."
-_IDENTITY = ("model", "data", "vocabulary", "config")
+_IDENTITY = ("model", "data", "validation", "vocabulary", "config")
 
 
 def take_snapshot(

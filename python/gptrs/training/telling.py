@@ -65,10 +65,13 @@ class Telling:
         """What the run consists of, and why it was chosen so."""
         start = self._run.start
         train_tokens, num_threads = start["num_train_tokens"], torch.get_num_threads()
+        num_trained = start["num_trained_parameters"]
+        is_all = num_trained == start["num_parameters"]
+        trained = "" if is_all else f", {num_trained:,} of them trained,"
         tokens = "" if train_tokens is None else f"{train_tokens:,} tokens to train on, "
         lines = [
             f"{tokens}{start['num_validation_tokens']:,} held out",
-            f"{start['num_parameters']:,} parameters on {parts.device}, "
+            f"{start['num_parameters']:,} parameters{trained} on {parts.device}, "
             f"{num_threads} thread{'s' * (num_threads > 1)}, matmuls in {parts.precision.name}: "
             f"{parts.precision.reason}",
         ]

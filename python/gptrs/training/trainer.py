@@ -23,13 +23,14 @@ from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback, Evaluation
 from gptrs.training.checkpoint import SavedRun, checkpoints, newest_run, newest_state
 from gptrs.training.config import TrainingConfig
+from gptrs.training.data import Ids
 from gptrs.training.model_state import ModelState
 from gptrs.training.parts import Data, described, prepare
 from gptrs.training.random_state import own_random
 from gptrs.training.reports.log import MetricsLog
 from gptrs.training.reports.metrics import METRICS_FILE
 from gptrs.training.reports.progress import ProgressBar
-from gptrs.training.resume import refuse_another_run
+from gptrs.training.resume import refuse_another_run, refuse_lost_checkpoints
 from gptrs.training.run import Run
 from gptrs.training.run_lock import locked
 from gptrs.training.step import World
@@ -73,7 +74,7 @@ def train(
     *,
     run_dir: str | Path,
     tokenizer: Any = None,
-    validation: Validation | None = None,
+    validation: Validation | Ids | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     world: World | None = None,
@@ -85,17 +86,18 @@ def train(
     torch's random number generators start from the seed, and are left as they were.
 
     Args:
-        data: ids in 0..vocab_size - 1, uint16 or uint32 [N]; or a store; or a source of batches.
+        data: ids in 0..vocab_size - 1, a list, tensor or array [N], of which uint16 and uint32 are
+            not copied; or a store; or a source of batches.
         config: None: the defaults, or with `resume` what the run was begun with.
         run_dir: where the run is written; made if missing.
-        tokenizer: saved with the checkpoints, and needed for bits per byte. Its ids are all in the
-            model's vocabulary.
+        tokenizer: saved with the checkpoints, and needed for bits per byte and sample_prompts. Its
+            ids are all in the model's vocabulary.
         validation: tokens or a store to validate on, or batches for a source of batches; None holds
             out the last part of `data`.
         callbacks: are told what happens, after `metrics.jsonl` and the progress bar.
-        resume: go on from the newest good checkpoint in `run_dir`, or begin if there is none. On
-            the same machine, with as many threads, the run becomes what it would have been, to the
-            bit.
+        resume: go on from the newest good checkpoint in `run_dir`, or begin if the run was stopped
+            before its first. On the same machine, with as many threads, the run becomes what it
+            would have been, to the bit.
         world: the processes that train together; None: those that torchrun started, or this one
             alone, as `parallel` of the config says. In each of them `train` is called alike. With
             parallel="fsdp" the model is left in shards: take it from the checkpoint.
@@ -103,16 +105,21 @@ def train(
             it is a tenth of what it would be from nothing. Adapters keep that, being new.
     Raises:
         ConfigError: a setting is impossible here, the tokenizer cannot be saved, `run_dir` has
-            a run already, or the one to resume is of another model, data or vocabulary.
+            a run already, or the one to resume is of another model, data, validation or vocabulary.
         DataError: too few tokens for one window of the model's context_length.
         TokenIdError: a token id is outside the model's vocabulary.
         CheckpointError: `run_dir` or the last checkpoint cannot be written, or all checkpoints to
-            resume from are damaged.
-        TrainingError: the loss or the gradient was not finite for several steps, or memory ran
-            out; the message names the last good checkpoint, or says what to lower. Or another
-            process trains in `run_dir`.
+            resume from are damaged or gone.
+        TrainingError: the loss or the gradient was not finite for several steps, or to the end
+            with nothing saved, or memory ran out; the message names the last good checkpoint, or
+            says what to lower. Or another process trains in `run_dir`.
     """
     run_dir = Path(run_dir)
+    if not isinstance(config, TrainingConfig | None):
+        raise ConfigError(
+            f"config is a TrainingConfig; found {type(config).__name__}: "
+            "TrainingConfig(**settings) makes one"
+        )
     check_folder(run_dir, resume=resume)
     if config is None:
         state = newest_state(run_dir) if resume else None
@@ -140,21 +147,27 @@ def train_locked(
     *,
     run_dir: Path,
     tokenizer: Any,
-    validation: Validation | None,
+    validation: Validation | Ids | None,
     callbacks: Sequence[Callback],
     resume: bool,
     world: World,
     fine_tunes: bool,
 ) -> TrainingResult:
     """`train` in a folder that the caller has `locked`, so that what it prepares is safe too."""
+    if not isinstance(model, GPTModel):
+        raise ConfigError(f"train takes a GPTModel, not wrapped; found {type(model).__name__}")
     check_folder(run_dir, resume=resume)
     saved = newest_run(run_dir, tqdm.write) if resume else None
+    if resume and saved is None and world.rank == 0:
+        tqdm.write(f"{run_dir}: no checkpoint yet: it begins anew")
     _check_same_start(saved, run_dir, world)
     state = ModelState(model, tokenizer, run_dir / RUN_FOLDER)
     chosen = None if saved is None else saved.state["chosen"]
     parts = prepare(
         model, data, validation, config, tokenizer, world, chosen, fine_tunes=fine_tunes
     )
+    if config.sample_prompts and tokenizer is None:
+        raise ConfigError("sample_prompts are texts, which need a tokenizer: there is none")
     start = described(parts, model, config, tokenizer)
     if saved is not None:
         refuse_another_run(saved.state, start)
@@ -194,10 +207,12 @@ def check_folder(run_dir: Path, *, resume: bool) -> None:
 
     Raises:
         ConfigError: it has a run already; or with `resume`, it has none.
-        CheckpointError: nothing can be written there.
+        CheckpointError: nothing can be written there; or the checkpoints to resume from are gone.
     """
     if resume and not has_run(run_dir):
         raise ConfigError(f"{run_dir}: there is no run to resume")
+    if resume:
+        refuse_lost_checkpoints(run_dir)
     if not resume and has_run(run_dir):
         raise ConfigError(
             f"{run_dir}: has a run already: resume it (gptrs train --resume {run_dir}), or choose "

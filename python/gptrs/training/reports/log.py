@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 class MetricsLog(Callback):
     """Writes `metrics.jsonl` in the run's folder, a JSON object a line, each in one piece.
+
+    A number that is not finite is null there, for JSON has none. It is only evaluations that have
+    such: a step is skipped instead.
 
     A run that goes on finds what was written behind its checkpoint dropped, and its end with it: so
     the file of a run that was stopped and resumed differs from that of one that never was by times
@@ -66,8 +70,17 @@ class MetricsLog(Callback):
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
         if self._stream is None:  # What failed before the run began.
             return
-        self._stream.write(json.dumps({"event": event, **values}) + "\n")
+        record = _without_nan({"event": event, **values})
+        self._stream.write(json.dumps(record, allow_nan=False) + "\n")
         self._stream.flush()  # Whoever is killed has written what was done.
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def drop_behind(file: Path, step: int) -> None:

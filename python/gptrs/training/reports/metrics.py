@@ -11,6 +11,7 @@ not known here are passed over.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +86,9 @@ class RunMetrics:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the lowest validation loss; None before the first."""
-        return min(self.evaluations, key=lambda evaluation: evaluation["val_loss"], default=None)
+        """The evaluation with the lowest validation loss; None before the first that is finite."""
+        finite = [each for each in self.evaluations if math.isfinite(each["val_loss"])]
+        return min(finite, key=lambda evaluation: evaluation["val_loss"], default=None)
 
     def mfu(self, tokens_per_s: float) -> float | None:
         """The share of the device's peak that so many tokens/s use; None: it is unknown."""
@@ -199,7 +201,7 @@ class _Reader:
             step = int(record["step"])
             self._evaluations[step] = record | {
                 "step": step,
-                "val_loss": float(record["val_loss"]),
+                "val_loss": math.nan if (loss := record["val_loss"]) is None else float(loss),
                 "tokens_seen": int(record["tokens_seen"]),
             }
         elif event == "sample":

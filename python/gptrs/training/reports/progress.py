@@ -2,11 +2,17 @@
 
     training:  45%|████      | 450/1000 [02:10<02:39, loss 3.412, 12,345 tokens/s, MFU 41 %]
 
-Lines for whoever watches appear above it.
+Lines for whoever watches appear above it. Where stderr is a file or a pipe there is no bar, which
+would fill it, but now and then a line of its own:
+
+    step   450 of 1,000  loss 3.412, 12,345 tokens/s, MFU 41 %
 """
 
 from __future__ import annotations
 
+import math
+import sys
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 
 SMOOTHED_STEPS = 20
 """The bar's loss is the mean of so many, its tokens/s are those of as many."""
+LINE_EVERY_S = 30.0
+"""Without a terminal."""
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 _BAR_WITHOUT_END = "{desc}: {n_fmt} steps [{elapsed}{postfix}]"
 
@@ -30,6 +38,7 @@ class ProgressBar(Callback):
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._line_at = 0.0
         self._speed: RunSpeed | None = None
         self._losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
         self._marks: deque[tuple[int, float]] = deque(maxlen=SMOOTHED_STEPS + 1)
@@ -44,6 +53,9 @@ class ProgressBar(Callback):
             self.on_message(
                 run, f"MFU is the share of {teraflops:.3g} TFLOP/s a device: {speed.peak.source}"
             )
+        self._line_at = time.monotonic()
+        if not _shows_bars():
+            return
         self._bar = tqdm(
             desc="training",
             total=run.num_steps,
@@ -57,6 +69,7 @@ class ProgressBar(Callback):
         self._losses.append(record.loss)
         self._marks.append((record.tokens, record.seconds))
         if self._bar is None:
+            self._print_now_and_then(run, record)
             return
         self._bar.total = run.expected_steps
         self._bar.bar_format = _BAR
@@ -66,7 +79,9 @@ class ProgressBar(Callback):
     def on_evaluation(self, run: RunView, evaluation: Evaluation) -> None:
         """Prints the evaluation; its time is in no tokens/s."""
         self._marks.clear()
-        self.on_message(run, str(evaluation))
+        # The largest float is e to the 709.
+        perplexity = math.exp(min(evaluation.val_loss, 700.0))
+        self.on_message(run, f"{evaluation}  perplexity {perplexity:,.4g}")
 
     def on_sample(self, run: RunView, sample: Sample) -> None:
         """Prints the sample, set off from all else."""
@@ -82,12 +97,24 @@ class ProgressBar(Callback):
     def on_message(self, run: RunView, text: str) -> None:
         """Prints lines above the bar."""
         tqdm.write(text)
+        if self._bar is None:  # A log is read as it grows.
+            sys.stdout.flush()
 
     def on_end(self, run: RunView, reason: str) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _print_now_and_then(self, run: RunView, record: StepRecord) -> None:
+        now = time.monotonic()
+        if now - self._line_at >= LINE_EVERY_S:
+            self._line_at = now
+            print(
+                f"step {record.step:>5,} of {run.expected_steps:,}  {self._words()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _words(self) -> str:
         words = [f"loss {sum(self._losses) / len(self._losses):.3f}"]
@@ -98,3 +125,9 @@ class ProgressBar(Callback):
             share = "unknown" if mfu is None else f"{100 * mfu:.0f} %"
             words += [f"{tokens_per_s:,.0f} tokens/s", f"MFU {share}"]
         return ", ".join(words)
+
+
+def _shows_bars() -> bool:
+    """Whether a bar can be drawn over: in a notebook, whose stderr is no terminal, too."""
+    in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    return in_notebook or sys.stderr.isatty()

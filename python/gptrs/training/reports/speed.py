@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gptrs.config import GPTConfig
-from gptrs.costs.flops import MATMULS, flops_per_token
+from gptrs.costs.flops import KAPLAN, MATMULS, flops_per_token
+from gptrs.costs.params import count_parameters
 from gptrs.training.reports.peaks import Peak, peak, utilisation
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class RunSpeed:
         return cls(
             device=_name(device),
             num_devices=int(run.start.get("world_size", 1)),
-            training_flops=training_flops(run.model.cfg),
+            training_flops=training_flops(run.model.cfg, _num_adapters(run)),
             peak=peak(device, dtype),
         )
 
@@ -61,9 +62,27 @@ class RunSpeed:
         }
 
 
-def training_flops(cfg: GPTConfig) -> int:
-    """FLOPs of a token to train with, all matmuls counted: 6 N + 12 L D T."""
-    return next(row.training for row in flops_per_token(cfg) if row.part == MATMULS)
+def training_flops(cfg: GPTConfig, num_adapters: int = 0) -> int:
+    """FLOPs of a token to train with, all matmuls counted: 6 N + 12 L D T.
+
+    Args:
+        num_adapters: weights of adapters that alone learn; then it is 4 N + 12 L D T, and 6 for
+            each of theirs: of a frozen weight no gradient is computed. 0: all weights learn.
+    """
+    rows = {row.part: row for row in flops_per_token(cfg)}
+    if not num_adapters:
+        return rows[MATMULS].training
+    frozen = [row for part, row in rows.items() if part not in (KAPLAN, MATMULS, "attention")]
+    return rows[MATMULS].training - sum(row.inference for row in frozen) + 6 * num_adapters
+
+
+def _num_adapters(run: RunView) -> int:
+    """The weights of adapters, where they alone learn; 0 where others do, or nothing tells."""
+    trained, there_are = (
+        run.start.get(key, 0) for key in ("num_trained_parameters", "num_parameters")
+    )
+    is_beside = there_are - trained == count_parameters(run.model.cfg)
+    return int(trained) if is_beside else 0
 
 
 def _name(device: torch.device) -> str:
