@@ -49,11 +49,22 @@ def test_the_file_is_safetensors_own(tmp_path, seed, metadata):
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("seed", range(24))
+def test_rows_in_parts_are_put_together_in_the_file(tmp_path, seed):
+    tensors = random_tensors(seed)
+    parts = {n: list(t.split(2)) if t.ndim and seed % 3 else [t] for n, t in tensors.items()}
+    found = save_tensors(parts, tmp_path / "ours")
+    save_file(tensors, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert found == digest(tmp_path / "ours")
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("past", [-BLOCK - 1, -BLOCK, -1, 0, 1, BLOCK, BLOCK + 1])
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_chunks_and_blocks_end_anywhere(tmp_path, past, chunks):
     file = tmp_path / "file"
-    header = len(tensor_file._header([("a", torch.zeros(CHUNK, dtype=torch.uint8))], None))
+    header = len(tensor_file._header([("a", [torch.zeros(CHUNK, dtype=torch.uint8)])], None))
     count = chunks * CHUNK + past - header
     tensors = {"a": torch.arange(count).to(torch.uint8)}
     found = save_tensors(tensors, file)

@@ -12,8 +12,9 @@ import errno
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -47,44 +48,52 @@ DIRECT_BYTES = 64 << 20
 
 
 def save_tensors(
-    tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor | Sequence[Tensor]],
+    file: Path,
+    metadata: Mapping[str, str] | None = None,
 ) -> str:
     """Writes, to the byte, what safetensors' `save_file` would.
 
     Args:
-        tensors: of any strides, on any device.
+        tensors: of any strides, on any device. In the place of one its rows may stand, in parts
+            that were cut along the first dimension: they are put together in the file alone.
     Returns:
         What `files.digest` gives for the file.
     Raises:
         OSError: it cannot be written.
         TypeError: a dtype that a checkpoint does not have.
     """
-    ordered = sorted(tensors.items(), key=lambda named: (_rank(*named), named[0]))
+    parts = {name: [t] if isinstance(t, Tensor) else [*t] for name, t in tensors.items()}
+    ordered = sorted(parts.items(), key=lambda named: (_rank(*named), named[0]))
     header = _header(ordered, metadata)
-    num_bytes = len(header) + sum(tensor.nbytes for _, tensor in ordered)
+    num_bytes = len(header) + sum(part.nbytes for _, each in ordered for part in each)
     with _Out(file, is_direct=num_bytes >= DIRECT_BYTES) as out:
         out.write(np.frombuffer(header, dtype=np.uint8))
-        for _, tensor in ordered:
-            dense = tensor.detach().cpu().contiguous().reshape(-1)
+        for part in chain.from_iterable(each for _, each in ordered):
+            dense = part.detach().cpu().contiguous().reshape(-1)
             out.write(dense.view(torch.uint8).numpy())
         return out.finish()
 
 
-def _rank(name: str, tensor: Tensor) -> int:
-    if tensor.dtype not in _RANKS:
-        raise TypeError(f"{name} is {tensor.dtype}; a checkpoint has {', '.join(_DTYPES.values())}")
-    return _RANKS[tensor.dtype]
+def _rank(name: str, parts: Sequence[Tensor]) -> int:
+    dtype = parts[0].dtype
+    if dtype not in _RANKS:
+        raise TypeError(f"{name} is {dtype}; a checkpoint has {', '.join(_DTYPES.values())}")
+    return _RANKS[dtype]
 
 
-def _header(ordered: list[tuple[str, Tensor]], metadata: Mapping[str, str] | None) -> bytes:
+def _header(ordered: list[tuple[str, list[Tensor]]], metadata: Mapping[str, str] | None) -> bytes:
     """Its length, and which tensor lies where behind it."""
     content: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
+    for name, parts in ordered:
+        start, end = end, end + sum(part.nbytes for part in parts)
+        shape = list(parts[0].shape)
+        if len(parts) > 1:
+            shape[0] = sum(len(part) for part in parts)
         content[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": _DTYPES[parts[0].dtype],
+            "shape": shape,
             "data_offsets": [start, end],
         }
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()

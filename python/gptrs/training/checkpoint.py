@@ -4,6 +4,7 @@
         config.json, model-<digest>.safetensors, tokenizer.json    what `from_pretrained` reads
         lora.json, lora-<digest>.safetensors                       in their place: adapters alone
         training.safetensors                                       optimizer, random numbers
+        training-00001-of-00002.safetensors, ...                   in its place: of shards
         state.json                                                 all else, each file's digest
 
 A folder is written under another name, file by file to the disk, and renamed once it is whole. What
@@ -22,19 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gptrs.errors import CheckpointError
 from gptrs.files import digest, digest_in_name, sync_names, write_whole, write_whole_with
 from gptrs.tensor_file import save_tensors
+from gptrs.training.tensor_rows import SavedTensors
 
 FOLDER = "checkpoints"
 STATE_FILE, TENSORS_FILE = "state.json", "training.safetensors"
 FORMAT, FORMAT_VERSION = "gptrs-training", 2
 
 _NAME = re.compile(r"step-\d{8,}")
+_TENSORS = re.compile(r"training(-\d{5,}-of-\d{5,})?\.safetensors")
 _TEMPORARY = ".tmp-"
 
 
@@ -50,46 +51,63 @@ class Snapshot:
     state: Mapping[str, Any]
     """What JSON can hold."""
 
+    def write(self, run_dir: Path) -> Path:
+        """Writes a checkpoint, and returns its folder.
+
+        Raises:
+            CheckpointError: it cannot be written; all older ones are as they were.
+        """
+        folder = folder_of(run_dir, self.step)
+        temporary = temporary_of(folder)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            self.write_model(temporary)
+            digest_of_tensors = write_whole_with(
+                temporary / TENSORS_FILE, lambda path: save_tensors(self.tensors, path)
+            )
+            write_state(temporary, self.step, self.state, {TENSORS_FILE: digest_of_tensors})
+            put_in_place(temporary, folder)
+        except OSError as error:  # CheckpointError is one: the model's.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"{folder}: the checkpoint of step {self.step:,} cannot be written: {error}"
+            ) from error
+        return folder
+
 
 class SavedRun(NamedTuple):
-    """A checkpoint that was read and is good."""
+    """A checkpoint that is good."""
 
     path: Path
     step: int
     state: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: SavedTensors
+    """Not read yet."""
 
 
 class _NewerFormatError(CheckpointError):
     """Not damage: what lies before it is not what is wanted."""
 
 
-def write_run(run_dir: Path, snapshot: Snapshot) -> Path:
-    """Writes a checkpoint, and returns its folder.
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run_dir / FOLDER / f"step-{step:08d}"
 
-    Raises:
-        CheckpointError: it cannot be written; all older ones are as they were.
+
+def temporary_of(folder: Path) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    return folder.with_name(f"{_TEMPORARY}{folder.name}-{os.getpid()}")
+
+
+def write_state(
+    folder: Path, step: int, state: Mapping[str, Any], known: Mapping[str, str]
+) -> None:
+    """Writes `state.json`, the last file of a checkpoint.
+
+    Args:
+        known: digests of files that are there; those of others are computed.
     """
-    folder = run_dir / FOLDER / f"step-{snapshot.step:08d}"
-    temporary = folder.with_name(f"{_TEMPORARY}{folder.name}-{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        snapshot.write_model(temporary)
-        digest_of_tensors = write_whole_with(
-            temporary / TENSORS_FILE, lambda path: save_tensors(snapshot.tensors, path)
-        )
-        _write_state(temporary, snapshot, {TENSORS_FILE: digest_of_tensors})
-        _replace(temporary, folder)
-    except OSError as error:  # CheckpointError is one: the model's.
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: the checkpoint of step {snapshot.step:,} cannot be written: {error}"
-        ) from error
-    return folder
-
-
-def _write_state(folder: Path, snapshot: Snapshot, known: Mapping[str, str]) -> None:
     files = {
         path.name: known.get(path.name) or digest_in_name(path) or digest(path)
         for path in sorted(folder.iterdir())
@@ -97,15 +115,15 @@ def _write_state(folder: Path, snapshot: Snapshot, known: Mapping[str, str]) -> 
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "step": snapshot.step,
-        **snapshot.state,
+        "step": step,
+        **state,
         "files": files,
     }
     content["sum"] = _sum_of(content)
     write_whole(folder / STATE_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _replace(temporary: Path, folder: Path) -> None:
+def put_in_place(temporary: Path, folder: Path) -> None:
     """Renames a folder that is whole; an older one of its name goes first."""
     if folder.exists():
         _remove(folder)
@@ -189,25 +207,30 @@ def newest_state(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_run(path: Path) -> SavedRun:
-    """The checkpoint in a folder; the model's files are compared with their sums, and not read.
+def read_run(path: Path, *, is_good: bool = False) -> SavedRun:
+    """The checkpoint in a folder; its files are compared with their sums.
 
+    Args:
+        is_good: somebody has compared them already.
     Raises:
         CheckpointError: it is damaged, or of a newer format.
     """
     state = _read_state(path)
-    for name, expected in state["files"].items():
+    if not is_good:
+        _compare(path, state["files"])
+    tensors = SavedTensors([path / name for name in state["files"] if _TENSORS.fullmatch(name)])
+    return SavedRun(path, int(state["step"]), state, tensors)
+
+
+def _compare(path: Path, files: Mapping[str, str]) -> None:
+    """Raises CheckpointError if a file is not what it was."""
+    for name, expected in files.items():
         try:
             found = digest(path / name)
         except OSError as error:
             raise CheckpointError(f"{path / name}: damaged: cannot be read: {error}") from error
         if found != expected:
             raise CheckpointError(f"{path / name}: damaged: its content changed after it was saved")
-    try:
-        tensors = load_file(path / TENSORS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / TENSORS_FILE}: cannot be read: {error}") from error
-    return SavedRun(path, int(state["step"]), state, tensors)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

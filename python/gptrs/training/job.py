@@ -117,10 +117,11 @@ def prepare_job(
     if cfg is None:
         # Where it is chosen by measuring, all take what the first found.
         cfg = world.first(_config_of_new(plan, inputs, config))
-    if is_dry:
+    if not is_dry:
+        _check_room(cfg, world)
+    if is_dry or (world.is_sharded and world.rank):  # The first one's weights are shared out.
         model = _model_without_numbers(plan, cfg)
     else:
-        _check_room(cfg, world)
         model = _model(plan, cfg, config.seed)
     return Job(model, inputs, config, world, fine_tunes=plan.init is not None)
 
@@ -141,13 +142,15 @@ def _model_without_numbers(plan: Plan, cfg: GPTConfig) -> GPTModel:
 def _check_room(cfg: GPTConfig, world: World) -> None:
     """Before the system kills whoever asks for too much. What training takes besides is seen later.
 
-    A model is made in float32, on the CPU, by each process for itself.
+    A model is made in float32, on the CPU, by each process for itself; where it is shared out in
+    shards, by the first one.
     """
     available = available_bytes(torch.device("cpu"))
     num_parameters = count_parameters(cfg)
-    num_bytes = world.num_here * num_parameters * torch.float32.itemsize
+    num_models = 1 if world.is_sharded else world.num_here
+    num_bytes = num_models * num_parameters * torch.float32.itemsize
     if available is not None and num_bytes > available:
-        times = "" if world.num_here == 1 else f" in {world.num_here} processes"
+        times = "" if num_models == 1 else f" in {num_models} processes"
         raise ConfigError(
             f"the weights of a model with {num_parameters:,} parameters take "
             f"{num_bytes / 1e9:,.1f} GB{times}, and training them about four times that; "

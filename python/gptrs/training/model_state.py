@@ -10,7 +10,7 @@ Copies first and writes later: the model may go on learning in between.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from gptrs.model.lora import (
 )
 from gptrs.model.lora_base import differs_from
 from gptrs.tensor_folder import read_folder
-from gptrs.training.step import World
 from gptrs.weights.checkpoint import (
     check_saveable,
     check_tokenizer,
@@ -65,7 +64,7 @@ class ModelState:
             check_saveable(model)
 
     def taken(
-        self, masters: Mapping[str, Tensor], metadata: dict[str, Any], world: World
+        self, masters: Mapping[str, Tensor], metadata: dict[str, Any]
     ) -> tuple[Callable[[Path], object], dict[str, Tensor]]:
         """What writes a copy of the weights to a folder, and tensors to be kept elsewhere.
 
@@ -77,12 +76,25 @@ class ModelState:
             adapters = _adapters_copied(self._model)
             write = partial(save_lora, adapters, fingerprint=self._fingerprint)
             return write, {f"{_BESIDE}{name}": t for name, t in self._beside().items()}
-        weights = {
-            name: world.copied(masters.get(name, tensor))
-            for name, tensor in tensors_of(self._model).items()
-        }
-        cfg, tokenizer = self._model.cfg, self._tokenizer
-        return (lambda folder: write_checkpoint(cfg, weights, folder, tokenizer, metadata)), {}
+        weights = {name: _copied(masters.get(name, t)) for name, t in self.weights().items()}
+        return lambda folder: self.write(folder, weights, metadata), {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that a checkpoint of the model has, by name; the tensors themselves."""
+        return tensors_of(self._model)
+
+    def write(
+        self,
+        folder: Path,
+        weights: Mapping[str, Tensor | Sequence[Tensor]],
+        metadata: dict[str, Any],
+    ) -> None:
+        """Writes the model's files.
+
+        Args:
+            weights: of the names of `weights`; each whole, or its rows in parts.
+        """
+        write_checkpoint(self._model.cfg, weights, folder, self._tokenizer, metadata)
 
     def load(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Gives the model the weights of a checkpoint.

@@ -41,8 +41,8 @@ def restore_random(
 ) -> None:
     """Puts all generators where they were; those that were not there then stay."""
     states = {
-        name.removeprefix(f"{_PREFIX}.{rank}."): state
-        for name, state in tensors.items()
+        name.removeprefix(f"{_PREFIX}.{rank}."): tensors[name]
+        for name in tensors
         if name.startswith(f"{_PREFIX}.{rank}.")
     }
     if "cpu" in states:

@@ -19,7 +19,7 @@ from gptrs.interrupts import StopReason, StopRequest, stop_on_signals
 from gptrs.model.dropout import seeded_dropout
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback, Evaluation, Sample, StepRecord
-from gptrs.training.checkpoint import SavedRun, Snapshot, checkpoints, clean, step_of
+from gptrs.training.checkpoint import SavedRun, checkpoints, clean, step_of
 from gptrs.training.config import TrainingConfig
 from gptrs.training.data import PrefetchedSteps, StepBatches
 from gptrs.training.memory import freed_memory_kept
@@ -39,7 +39,7 @@ from gptrs.training.step import (
 )
 from gptrs.training.telling import Telling
 from gptrs.training.validation import validation_loss
-from gptrs.training.writer import CheckpointWriter
+from gptrs.training.writer import CheckpointWriter, Writable
 from gptrs.weights.manifest import RUN_FOLDER
 
 SAMPLE_TEMPERATURE = 0.8
@@ -92,7 +92,7 @@ class Run(Standing):
         world = parts.world
         if not world.is_sharded:  # A model that is cut into shards moves block by block.
             model.to(parts.device)
-        if saved is not None:
+        if saved is not None and not (world.is_sharded and world.rank):
             state.load(saved.path, saved.tensors)
         self._step_loss = world.wrap(StepLoss(model), parts.precision)
         has_masters = parts.precision.is_pure and not world.is_sharded
@@ -103,8 +103,8 @@ class Run(Standing):
             self._stand_at(saved.state)
             self.step_losses, self.evaluations = read_history(run_dir, saved.step)
             restore(saved, parts, self._optimizers)
-        self._saved_step = None if saved is None else saved.step
-        self._saved_at_s = self.elapsed_s
+            saved.tensors.close()
+        self._saved_step, self._saved_at_s = None if saved is None else saved.step, 0.0
 
     def to_the_end(self) -> str:
         """Trains; the reason why it ended. Whatever happens, the callbacks see an end.
@@ -124,6 +124,7 @@ class Run(Standing):
                 if self._saved is not None:
                     self._tell.resumed(self._saved, self._parts)
                 self._clock.start()
+                self._saved_at_s = self.elapsed_s
                 ended = self._train_until(stop)
                 self._save_last()
                 reason = ended
@@ -288,16 +289,17 @@ class Run(Standing):
         return math.isfinite(loss)
 
     def _save(self) -> None:
-        if self._parts.world.rank == 0:
+        world = self._parts.world
+        if world.rank == 0 or world.peers is not None:
             self._writer.save(self._snapshot, best=self._progress.best_step)
         else:
             self._take_snapshot()
         self._saved_step, self._saved_at_s = self.step, self.elapsed_s
 
-    def _snapshot(self) -> Snapshot:
-        return cast(Snapshot, self._take_snapshot())
+    def _snapshot(self) -> Writable:
+        return cast(Writable, self._take_snapshot())
 
-    def _take_snapshot(self) -> Snapshot | None:
+    def _take_snapshot(self) -> Writable | None:
         return take_snapshot(
             self.start,
             self._parts,

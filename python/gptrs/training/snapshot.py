@@ -3,12 +3,15 @@
 weights      the model's files, by `ModelState`
 tensors      the optimizer's, torch's random numbers
 JSON         progress, clock, the other random numbers; what the run was begun with
+
+Of a model in shards each process takes, and gets back, its own rows alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gptrs.training.checkpoint import SavedRun, Snapshot
@@ -16,6 +19,9 @@ from gptrs.training.model_state import ModelState
 from gptrs.training.optimization import MasterWeights, Optimizers
 from gptrs.training.parts import Parts, versions
 from gptrs.training.random_state import random_numbers, random_tensors, restore_random
+from gptrs.training.shared_checkpoint import Share
+from gptrs.training.tensor_rows import Rows
+from gptrs.training.writer import Writable
 
 if TYPE_CHECKING:
     from gptrs.training.progress import Clock, Progress
@@ -32,39 +38,44 @@ def take_snapshot(
     masters: MasterWeights | None,
     progress: Progress,
     clock: Clock,
-) -> Snapshot | None:
-    """Copies all that goes on changing; None on all processes but the first, which writes it.
+) -> Writable | None:
+    """Copies all that goes on changing, for those who write it; None for the others.
+
+    Where the model is in shards, all processes write; elsewhere the first one alone.
 
     Args:
         start: the run's event of that name.
     """
     world = parts.world
     random = world.gather(random_tensors(world.rank, parts.device))
-    if world.rank and not world.is_sharded:
+    if world.rank and world.peers is None:
         return None
     metadata = {
         "step": progress.step,
         "val_loss": progress.val_loss,
         "training": start["config"],
     }
-    write_model, beside = model.taken({} if masters is None else masters.masters, metadata, world)
-    optimizer = {
-        f"{_OPTIMIZER}{name}": world.copied(tensor) for name, tensor in optimizers.state().items()
+    state = {
+        **{name: start[name] for name in _IDENTITY},
+        "chosen": parts.chosen(),
+        "progress": asdict(progress),
+        "clock": clock.to_dict(),
+        "random": random_numbers(),
+        "versions": versions(),
     }
-    if world.rank:
-        return None
-    return Snapshot(
+    moments = {f"{_OPTIMIZER}{name}": tensor for name, tensor in optimizers.state().items()}
+    if world.peers is None:
+        write, beside = model.taken({} if masters is None else masters.masters, metadata)
+        copied = {name: tensor.to("cpu", copy=True) for name, tensor in moments.items()}
+        return Snapshot(progress.step, write, copied | beside | random, state)
+    states = {name: Rows(tensor) for name, tensor in random.items()} if world.rank == 0 else {}
+    return Share(
         step=progress.step,
-        write_model=write_model,
-        tensors=optimizer | beside | random,
-        state={
-            **{name: start[name] for name in _IDENTITY},
-            "chosen": parts.chosen(),
-            "progress": asdict(progress),
-            "clock": clock.to_dict(),
-            "random": random_numbers(),
-            "versions": versions(),
-        },
+        weights={name: world.rows(tensor) for name, tensor in model.weights().items()},
+        tensors={name: world.rows(tensor) for name, tensor in moments.items()} | states,
+        write_model=partial(model.write, metadata=metadata),
+        state=state,
+        peers=world.peers,
     )
 
 
@@ -74,14 +85,11 @@ def restore(saved: SavedRun, parts: Parts, optimizers: Optimizers) -> None:
     Raises:
         CheckpointError: the optimizers are others.
     """
-    moments = {
-        name.removeprefix(_OPTIMIZER): tensor
-        for name, tensor in saved.tensors.items()
-        if name.startswith(_OPTIMIZER)
-    }
-    for name, tensor in moments.items():
-        parameter = optimizers.parameters.get(name.partition(".")[2])
-        if parameter is not None:
-            moments[name] = parts.world.placed(tensor, parameter)
+    moments = {}
+    for stored in saved.tensors:
+        if stored.startswith(_OPTIMIZER):
+            name = stored.removeprefix(_OPTIMIZER)
+            parameter = optimizers.parameters.get(name.partition(".")[2])
+            moments[name] = parts.world.placed(saved.tensors, stored, parameter)
     optimizers.load_state(moments)
     restore_random(saved.tensors, saved.state["random"], parts.world.rank, parts.device)

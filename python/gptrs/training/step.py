@@ -24,6 +24,8 @@ from gptrs.model.loss import IGNORE_INDEX, next_token_loss
 from gptrs.model.operators import total_norm
 from gptrs.training.config import ParallelName, TrainingConfig
 from gptrs.training.data import Batch, StepBatches
+from gptrs.training.shared_checkpoint import Peers
+from gptrs.training.tensor_rows import Rows, SavedTensors
 
 T = TypeVar("T")
 
@@ -42,6 +44,8 @@ class World:
     is_sharded = False
     """Whether the model is in shards: all have to call it equally often, and the weights that are
     optimized are float32, whatever is computed in."""
+    peers: Peers | None = None
+    """With whom to write checkpoints; None: the first process has all that is in them."""
 
     def check(self, model: GPTModel, config: TrainingConfig, precision: Precision) -> None:
         """Raises ConfigError if these processes cannot train like that."""
@@ -74,13 +78,16 @@ class World:
         """All processes' tensors, on the first; on the others, their own."""
         return dict(tensors)
 
-    def copied(self, tensor: Tensor) -> Tensor:
-        """A whole copy on the CPU, on the first process; on the others, it may be nothing."""
-        return tensor.detach().to("cpu", copy=True)
+    def rows(self, tensor: Tensor) -> Rows:
+        """A copy, on the CPU, of what this process is to save of a tensor; it may be nothing."""
+        return Rows(tensor.detach().to("cpu", copy=True))
 
-    def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """The part of a whole tensor that belongs beside `like`."""
-        return tensor
+    def placed(self, tensors: SavedTensors, name: str, like: Tensor | None) -> Tensor:
+        """What of a saved tensor belongs beside `like`."""
+        return tensors[name]
+
+    def part(self) -> None:
+        """Ends what the processes had together for this run."""
 
 
 class StepLoss(nn.Module):

@@ -21,7 +21,13 @@ from tqdm.auto import tqdm
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback, Evaluation
-from gptrs.training.checkpoint import SavedRun, checkpoints, newest_run, newest_state
+from gptrs.training.checkpoint import (
+    SavedRun,
+    checkpoints,
+    newest_run,
+    newest_state,
+    read_run,
+)
 from gptrs.training.config import TrainingConfig
 from gptrs.training.data import Ids
 from gptrs.training.model_state import ModelState
@@ -157,7 +163,7 @@ def train_locked(
     if not isinstance(model, GPTModel):
         raise ConfigError(f"train takes a GPTModel, not wrapped; found {type(model).__name__}")
     check_folder(run_dir, resume=resume)
-    saved = newest_run(run_dir, tqdm.write) if resume else None
+    saved = _newest(run_dir, world) if resume else None
     if resume and saved is None and world.rank == 0:
         tqdm.write(f"{run_dir}: no checkpoint yet: it begins anew")
     _check_same_start(saved, run_dir, world)
@@ -194,6 +200,29 @@ def train_locked(
         reason=reason,
         checkpoint=run_dir / RUN_FOLDER,
     )
+
+
+def _newest(run_dir: Path, world: World) -> SavedRun | None:
+    """The checkpoint to go on from. The first process looks whether it is good, for all.
+
+    Raises:
+        CheckpointError: all are damaged, or one is of a newer format; or somebody cannot read it.
+    """
+    saved, problem = None, ""
+    if world.rank == 0:
+        try:
+            saved = newest_run(run_dir, tqdm.write)
+        except CheckpointError as error:
+            problem = str(error)
+    problem, path = world.first((problem, None if saved is None else saved.path))
+    if problem:
+        raise CheckpointError(problem)
+    if world.rank == 0 or path is None:
+        return saved
+    try:
+        return read_run(path, is_good=True)
+    except CheckpointError:
+        return None
 
 
 def has_run(run_dir: Path) -> bool:

@@ -61,8 +61,10 @@ def joined(config: TrainingConfig) -> Iterator[World]:
         return
     if not is_there:
         _begin_group(config)
-    yield _world(parallel)
+    world = _world(parallel)
+    yield world
     # After an error there is nothing to part from: others may be gone, or wait in an exchange.
+    world.part()
     if not is_there:
         dist.destroy_process_group()
 

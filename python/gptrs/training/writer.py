@@ -11,11 +11,27 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gptrs.errors import CheckpointError
-from gptrs.training.checkpoint import Snapshot, prune, write_run
+from gptrs.training.checkpoint import prune
 from gptrs.weights.checkpoint import copy_checkpoint
 from gptrs.weights.manifest import CONFIG_FILE, RUN_FOLDER
+
+
+class Writable(Protocol):
+    """A run at one moment, or one process's part of it."""
+
+    @property
+    def step(self) -> int:
+        """After which it was."""
+
+    def write(self, run_dir: Path) -> Path | None:
+        """Writes a checkpoint: its folder; None: another process says what became of it.
+
+        Raises:
+            CheckpointError: it cannot be written; all older ones are as they were.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +42,7 @@ class Written:
     seconds: float
     """How long training stood still for it."""
     path: Path | None
-    """None: it could not be written."""
+    """None: it could not be written, or another process knows."""
     problem: str | None = None
 
 
@@ -47,7 +63,7 @@ class CheckpointWriter:
         self.last_good: Path | None = None
         """The newest that is whole."""
 
-    def save(self, take: Callable[[], Snapshot], *, best: int | None) -> None:
+    def save(self, take: Callable[[], Writable], *, best: int | None) -> None:
         """Copies what `take` gives, and has it written.
 
         Args:
@@ -77,10 +93,12 @@ class CheckpointWriter:
             self.last_good = written.path or self.last_good
             self._finished.append(written)
 
-    def _write(self, snapshot: Snapshot, best: int | None, blocked: float) -> Written:
+    def _write(self, snapshot: Writable, best: int | None, blocked: float) -> Written:
         best = best if self._keep_best else None
         try:
-            path = write_run(self._run_dir, snapshot)
+            path = snapshot.write(self._run_dir)
+            if path is None:
+                return Written(snapshot.step, blocked, None)
             # Adapters alone are no model that could be exported.
             is_model = (path / CONFIG_FILE).exists()
             if is_model and (best is None or best == snapshot.step):

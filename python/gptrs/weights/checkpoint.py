@@ -10,6 +10,7 @@ instant the directory holds one whole checkpoint, the old or the new, and damage
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +97,15 @@ def tensors_of(model: GPTModel) -> dict[str, Tensor]:
 
 def write_checkpoint(
     cfg: GPTConfig,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor | Sequence[Tensor]],
     directory: Path,
     tokenizer: Tokenizer | None,
     metadata: dict[str, Any],
 ) -> None:
     """`save_checkpoint`, of tensors that `tensors_of` gave, with a tokenizer that was checked.
 
+    Args:
+        tensors: each whole, or its rows in parts, as `save_tensors` takes them.
     Raises:
         CheckpointError: the directory cannot be written; what was there before still is.
         ConfigError: metadata is not JSON. Nothing was written.
