@@ -1,3 +1,4 @@
+import os
 import signal
 
 import hypothesis
@@ -8,8 +9,9 @@ import gptrs
 from gptrs import cli
 
 # The models here are tiny: threads would spend their time waiting for each other, above all where
-# the machine is shared.
+# the machine is shared. So would those of processes that the tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A process started in the background ignores Ctrl-C; the tests send it as a terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)

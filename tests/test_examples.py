@@ -100,7 +100,7 @@ def test_without_positions_one_block_is_shown_not_to_tell_the_cat_from_the_mat(p
 
 
 def test_widths_are_measured_and_a_wider_model_is_shown_to_learn_more():
-    printed = run("width.py", "--widths", "4", "64", "--steps", "30")
+    printed = run("width.py", "--widths", "4", "64", "--steps", "15")
     rows = [line.replace(",", "").split() for line in printed.splitlines()[-2:]]
     assert [row[0] for row in rows] == ["4", "64"]
     # The book's block has 12 emb_dim^2 + 10 emb_dim parameters, 7,085,568 at 768.

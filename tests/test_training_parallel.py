@@ -379,7 +379,7 @@ def test_torchrun_trains_adapters_on_instructions(commands, two, tmp_path):
 def torchrun(run_dir, data, *options):
     """`gptrs train` in two processes; what they print goes to out.txt beside the run."""
     sizes = {"context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0}
-    training = {"steps": 300, "batch_tokens": 32, "checkpoint_minutes": 2e-3, "device": "cpu"}
+    training = {"steps": 200, "batch_tokens": 32, "checkpoint_minutes": 2e-3, "device": "cpu"}
     training |= {"dtype": "float32", "num_evaluations": 1, "warmup_steps": 2}
     settings = [f"--set={name}={value}" for name, value in (sizes | training).items()]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
