@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -20,6 +21,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.register_profile("explore", derandomize=False)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_finish():
+    """What is imported and collected by now stays; to look through it takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 class TorchsNumbers:

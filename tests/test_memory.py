@@ -26,7 +26,8 @@ def test_room_has_its_shape_and_dtype_begins_where_a_line_does_and_keeps_numbers
     torch.manual_seed(0)
     numbers = torch.randn(shape).to(dtype)
     room.copy_(numbers)
-    gc.collect()
+    if num_bytes == LARGE_BYTES:  # It takes half a second.
+        gc.collect()
     assert torch.equal(room, numbers)
 
 
