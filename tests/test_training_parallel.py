@@ -260,6 +260,14 @@ def test_two_processes_learn_what_one_learns(two, alone, name):
         torch.testing.assert_close(tensor, theirs[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow  # It takes half a minute to compile.
+@pytest.mark.parametrize("parallel", KINDS)
+def test_blocks_that_are_compiled_learn_the_same_in_two_processes(alone, tmp_path, parallel):
+    changes = {"parallel": parallel, "compile": True}
+    for (found,) in together(2, [(learn, tmp_path / "run", changes)]):
+        assert_same_course(found, alone[0])
+
+
 @pytest.mark.parametrize("name", ["fsdp, bfloat16", "fsdp, pure"])
 def test_shards_in_bfloat16_are_near_float32(two, alone, name):
     assert_same_course(two[name], alone[0], rtol=0.02)

@@ -118,14 +118,15 @@ def test_a_file_that_is_none_is_named(tmp_path):
 
 
 def learn_without_room(run_dir, changes, wrong):
-    """One process has no room on its disk, when it writes these checkpoints."""
+    """One process has no room on its disk, or another trouble, when it writes these checkpoints."""
     real, calls = shared_checkpoint.save_rows, []
 
     def save(rows, file):
         if file.name.startswith("weights-"):
             calls.append(1)
         if len(calls) in wrong and os.environ["RANK"] == "1":
-            raise OSError(errno.ENOSPC, "No space left on device")
+            full = OSError(errno.ENOSPC, "No space left on device")
+            raise full if len(calls) == wrong[0] else RuntimeError("something else")
         return real(rows, file)
 
     shared_checkpoint.save_rows = save

@@ -108,9 +108,11 @@ def write_state(
     Args:
         known: digests of files that are there; those of others are computed.
     """
+    # A network's disk may be late to list what another machine wrote.
+    names = sorted({*known, *(path.name for path in folder.iterdir())})
     files = {
-        path.name: known.get(path.name) or digest_in_name(path) or digest(path)
-        for path in sorted(folder.iterdir())
+        name: known.get(name) or digest_in_name(folder / name) or digest(folder / name)
+        for name in names
     }
     content = {
         "format": FORMAT,

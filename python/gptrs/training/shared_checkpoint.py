@@ -120,7 +120,7 @@ class Share:
         try:
             save_rows(self.weights, folder / share_name(_WEIGHTS, rank, world_size))
             digest = write_whole_with(folder / name, lambda path: save_rows(self.tensors, path))
-        except OSError as error:
+        except Exception as error:  # Of any kind: the others wait to hear of it.
             return _Written(problem=f"process {rank}: {error}")
         return _Written(name, digest)
 
