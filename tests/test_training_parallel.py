@@ -30,6 +30,7 @@ from processes import (
     course,
     learn,
     learn_by_command,
+    needs_gloo,
     new_model,
     outcome,
     settings,
@@ -56,10 +57,7 @@ from gptrs.training.step import World
 from gptrs.training.world import joined
 from gptrs.weights.checkpoint import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.skipif(
-    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
-    reason="needs gloo",
-)
+pytestmark = needs_gloo
 
 
 class Unequal:

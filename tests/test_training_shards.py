@@ -4,13 +4,11 @@ import errno
 import json
 import os
 import shutil
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from processes import (
     STEPS,
@@ -19,6 +17,7 @@ from processes import (
     course,
     learn,
     learn_by_command,
+    needs_gloo,
     new_model,
     outcome,
     settings,
@@ -33,11 +32,6 @@ from gptrs.errors import CheckpointError
 from gptrs.training import job, shared_checkpoint, trainer
 from gptrs.training.checkpoint import checkpoints, newest_run, read_run, step_of
 from gptrs.training.tensor_rows import Rows, SavedTensors, save_rows, share_name
-
-needs_gloo = pytest.mark.skipif(
-    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
-    reason="needs gloo",
-)
 
 EACH_STEP = {"checkpoint_minutes": 1e-9, "keep_last": STEPS, "parallel": "fsdp"}
 COMMAND = ["--tokenizer", "char", "--steps", STEPS, "--device", "cpu", "--dtype", "float32",

@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -19,6 +21,11 @@ from gptrs.model.gpt import GPTModel
 from gptrs.training import trainer
 from gptrs.training.config import TrainingConfig
 from gptrs.weights.checkpoint import load_checkpoint
+
+needs_gloo = pytest.mark.skipif(
+    not (sys.platform == "linux" and dist.is_available() and dist.is_gloo_available()),
+    reason="needs gloo",
+)
 
 V, T, STEPS = 32, 8, 8
 TOKENS = (np.arange(3000) * 7 % 29 + np.arange(3000) // 1000).astype(np.uint16)
