@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from processes import (
     STEPS,
@@ -145,6 +146,20 @@ def learn_by_shared_weights(run_dir, arguments):
         job._model = real
 
 
+def go_on_without_a_whole_model(run_dir, more):
+    """A copy of the run `command`; no process may make a model with numbers."""
+    if os.environ["RANK"] == "0":
+        shutil.copytree(run_dir.with_name("command"), run_dir)
+    dist.barrier()
+    real, job._model = job._model, None
+    try:
+        assert cli.main(["train", "--resume", str(run_dir), *map(str, more)]) == 0
+    finally:
+        job._model = real
+    dist.barrier()
+    return course(run_dir)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("shards")
@@ -165,6 +180,7 @@ def three(folder, command):
         "each step": (learn, folder / "each step", EACH_STEP),
         "no room": (learn_without_room, folder / "no room", EACH_STEP, (3, 4)),
         "command": (learn_by_shared_weights, folder / "command", shards),
+        "more": (go_on_without_a_whole_model, folder / "more", ["--steps", 2 * STEPS]),
     }
     every = together(3, list(calls.values()))
     return {name: [each[k] for each in every] for k, name in enumerate(calls)}
@@ -259,6 +275,17 @@ def test_the_first_process_alone_makes_a_model_which_the_others_share(three, com
     for found in three["command"]:
         np.testing.assert_allclose(found[0], losses, rtol=1e-4)
         np.testing.assert_allclose(found[1], val_losses, rtol=1e-4)
+
+
+@needs_gloo
+def test_a_run_goes_on_while_nobody_has_the_whole_model(three, folder, tmp_path):
+    losses, _ = three["more"][0]
+    assert losses[:STEPS] == three["command"][0][0]
+    # One process goes on from the same checkpoint.
+    run_dir = shutil.copytree(folder / "command", tmp_path / "run")
+    more = ["--steps", str(2 * STEPS), "--set", "parallel=auto"]
+    assert cli.main(["train", "--resume", str(run_dir), *more]) == 0
+    np.testing.assert_allclose(losses, course(run_dir)[0], rtol=1e-4)
 
 
 @needs_gloo

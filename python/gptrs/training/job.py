@@ -15,6 +15,7 @@ from gptrs.errors import ConfigError
 from gptrs.memory import available_bytes
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback
+from gptrs.training.checkpoint import checkpoints
 from gptrs.training.config import TrainingConfig
 from gptrs.training.inputs import (
     Instructions,
@@ -117,13 +118,18 @@ def prepare_job(
     if cfg is None:
         # Where it is chosen by measuring, all take what the first found.
         cfg = world.first(_config_of_new(plan, inputs, config))
-    if not is_dry:
-        _check_room(cfg, world)
-    if is_dry or (world.is_sharded and world.rank):  # The first one's weights are shared out.
+    # The weights of shards are the first process's, which are shared out, or a checkpoint's.
+    is_filled_later = world.is_sharded and (world.rank > 0 or _has_checkpoint(run_dir))
+    if is_dry or is_filled_later:
         model = _model_without_numbers(plan, cfg)
     else:
+        _check_room(cfg, world)
         model = _model(plan, cfg, config.seed)
     return Job(model, inputs, config, world, fine_tunes=plan.init is not None)
+
+
+def _has_checkpoint(run_dir: Path | None) -> bool:
+    return run_dir is not None and bool(checkpoints(run_dir))
 
 
 def _model(plan: Plan, cfg: GPTConfig, seed: int) -> GPTModel:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gptrs.errors import CheckpointError
@@ -32,6 +31,8 @@ from gptrs.model.lora import (
 )
 from gptrs.model.lora_base import differs_from
 from gptrs.tensor_folder import read_folder
+from gptrs.training.step import World
+from gptrs.training.tensor_rows import SavedTensors
 from gptrs.weights.checkpoint import (
     check_saveable,
     check_tokenizer,
@@ -96,8 +97,8 @@ class ModelState:
         """
         write_checkpoint(self._model.cfg, weights, folder, self._tokenizer, metadata)
 
-    def load(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Gives the model the weights of a checkpoint.
+    def load(self, folder: Path, tensors: SavedTensors, world: World) -> None:
+        """Gives the model the weights of a checkpoint; of one in shards, the rows that are here.
 
         Args:
             tensors: of the checkpoint, besides the model's files.
@@ -113,8 +114,10 @@ class ModelState:
                 for name, parameter in self._beside(copied=False).items():
                     parameter.copy_(tensors[f"{_BESIDE}{name}"])
             return
-        _, file, _ = open_checkpoint(folder)
-        self._model.load_state_dict(load_file(file.path))
+        weights = SavedTensors([open_checkpoint(folder)[1].path])
+        for name, tensor in self.weights().items():
+            tensor.copy_(world.placed(weights, name, tensor))
+        weights.close()
 
     def export_merged(self, folder: Path, directory: Path, metadata: dict[str, Any]) -> None:
         """Saves the model with the adapters in `folder` added to its weights, to be used as it is.

@@ -92,9 +92,9 @@ class Run(Standing):
         world = parts.world
         if not world.is_sharded:  # A model that is cut into shards moves block by block.
             model.to(parts.device)
-        if saved is not None and not (world.is_sharded and world.rank):
-            state.load(saved.path, saved.tensors)
         self._step_loss = world.wrap(StepLoss(model), parts.precision)
+        if saved is not None:
+            state.load(saved.path, saved.tensors, world)
         has_masters = parts.precision.is_pure and not world.is_sharded
         self._masters = MasterWeights(model) if has_masters else None
         masters = {} if self._masters is None else self._masters.masters

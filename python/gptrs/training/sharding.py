@@ -4,7 +4,7 @@
     block 1   [ rank 0 | rank 1 | rank 2 ]
     the rest  [ rank 0 | rank 1 | rank 2 ]      tables, last norm, output layer
 
-The first process alone has the whole model, before it is shared out.
+The first process alone has a whole model, a new one, before it is shared out.
 
 A block's weights are gathered when it is computed, forward and backward, and its gradients are
 summed straight into the shards, after every micro-batch: a whole gradient is never kept. Shards are
@@ -59,16 +59,19 @@ class ShardedProcesses(Processes):
     def wrap(self, step_loss: nn.Module, precision: Precision) -> nn.Module:
         """The module itself, its weights moved to the device and cut into shards.
 
-        The weights are the first process's; what others have may be on the device "meta".
+        The weights are the first process's; what others have may be on the device "meta". If the
+        first one's are there, too, they are left to be loaded.
         """
         whole = {name: weight.detach() for name, weight in step_loss.named_parameters()}
+        is_made = self.first(not any(weight.is_meta for weight in whole.values()))
         policy = _policy(precision)
         for block in cast(GPTModel, step_loss.model).trf_blocks:
             _give_memory(block)
             fully_shard(block, mp_policy=policy)
         _give_memory(step_loss)
         fully_shard(step_loss, mp_policy=policy)
-        self._share_out(whole, step_loss)
+        if is_made:
+            self._share_out(whole, step_loss)
         for module in step_loss.modules():
             if isinstance(module, FSDPModule):
                 # A sum, not a mean: each loss is a share of the step's already. By default a factor
