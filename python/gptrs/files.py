@@ -76,6 +76,15 @@ def digest_in_name(file: Path) -> str | None:
     return None if found is None else found[1]
 
 
+def obstacle(path: Path) -> Path | None:
+    """The nearest thing to `path` that is there, if nothing can be written in it; None if it can.
+
+    `path` itself, or a folder in which it and all between are yet to be made.
+    """
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
 def sync_names(folder: Path) -> None:
     """Waits until the names of a folder's files are on the disk."""
     if os.name == "nt":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, GptrsError
+from gptrs.files import obstacle
 from gptrs.model.gpt import GPTModel
 from gptrs.text.corpus import Tokens
 from gptrs.training.callbacks import Callback, Evaluation
@@ -70,9 +70,7 @@ def check_runs_dir(runs_dir: str | Path) -> None:
     Raises:
         CheckpointError: nothing can be written there.
     """
-    runs_dir = Path(runs_dir)
-    there = next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if (there := obstacle(Path(runs_dir))) is not None:
         raise CheckpointError(
             f"--runs {runs_dir}: cannot be written: {there} is no folder to write to"
         )

@@ -244,19 +244,19 @@ def _go_on(run_dir: Path, changes: dict[str, Any], tensorboard: bool) -> int:
 
 def _estimate(plan: Plan) -> int:
     """For all processes by one alone: others that measure at the same time would slow it down."""
+    from gptrs.model.lora import num_adapter_weights
     from gptrs.training.estimate import estimate, format_estimate
     from gptrs.training.job import prepare_job
 
     if local_rank() != 0:
         return 0
     job = prepare_job(plan, is_dry=True)
-    trained = sum(part.numel() for part in job.model.parameters() if part.requires_grad)
     found = estimate(
         job.model.cfg,
         job.config,
         job.num_tokens,
         world_size=num_processes(),
-        num_adapters=0 if plan.lora is None else trained,
+        num_adapters=num_adapter_weights(job.model),
     )
     click.echo(format_estimate(found))
     return 0

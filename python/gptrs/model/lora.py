@@ -233,6 +233,13 @@ def has_lora(model: nn.Module) -> bool:
     return any(isinstance(module, LoRALinear) for module in model.modules())
 
 
+def num_adapter_weights(model: nn.Module) -> int:
+    """The weights that learn beside a frozen model; 0 where it has no `LoRALinear`."""
+    if not has_lora(model):
+        return 0
+    return sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
+
+
 def _check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ConfigError(f"rank is {rank!r}; it must be an int, 1 or more")

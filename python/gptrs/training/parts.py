@@ -22,7 +22,7 @@ from gptrs.config import GPTConfig
 from gptrs.devices import Precision, choose_device
 from gptrs.errors import ConfigError
 from gptrs.model.gpt import GPTModel
-from gptrs.model.lora import has_lora
+from gptrs.model.lora import has_lora, num_adapter_weights
 from gptrs.store.token_store import TokenStore
 from gptrs.text.tokenizer import own_tokenizer
 from gptrs.training.config import FINE_TUNING_SHARE, TrainingConfig
@@ -114,7 +114,7 @@ def prepare(
 
     def settled(rows: int) -> MicroBatch:
         """How many of a step's rows go through the model at once."""
-        adapters = _num_adapters(model)
+        adapters = num_adapter_weights(model)
         found = _micro_batch(config, cfg, rows, device, precision, world, kept, adapters)
         return world.first(found)
 
@@ -221,13 +221,6 @@ def _micro_batch(
         num_shards=world.world_size if world.is_sharded else 1,
         num_adapters=num_adapters,
     )
-
-
-def _num_adapters(model: GPTModel) -> int:
-    """The weights of adapters where they alone learn; 0 where the model does."""
-    if not has_lora(model):
-        return 0
-    return sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
 
 
 def _learning_rates(

@@ -9,7 +9,6 @@ micro-batch, number of steps) is told, stands there too, and stays when the run 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from gptrs.errors import CheckpointError, ConfigError
+from gptrs.files import obstacle
 from gptrs.model.gpt import GPTModel
 from gptrs.training.callbacks import Callback, Evaluation
 from gptrs.training.checkpoint import (
@@ -247,8 +247,7 @@ def check_folder(run_dir: Path, *, resume: bool) -> None:
             f"{run_dir}: has a run already: resume it (gptrs train --resume {run_dir}), or choose "
             "another folder"
         )
-    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if (there := obstacle(run_dir)) is not None:
         raise CheckpointError(f"{run_dir}: cannot be written: {there} is no folder to write to")
 
 
