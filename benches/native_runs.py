@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ ELSEWHERE = {"llama-cpp-python": "llama.cpp", "ctranslate2": "ctranslate2"}
 MIN_S = 0.2
 """A measurement takes that long at least: a short task is repeated."""
 MOST_REPEATS = 500
+REST_S = 0.3
+"""Nobody is timed before that: OpenMP's threads, of who ran before, spin for up to 200 ms."""
 ERROR_LINE = re.compile(r"[\w.]+(Error|Exception|Unsupported): ")
 MOST_WORDS = 120
 """Characters of an error that a table shows."""
@@ -166,6 +169,7 @@ def rounds_of(
     failures: dict[str, str] = {}
 
     def run(name: str, task: str, *, is_warm_up: bool) -> None:
+        time.sleep(REST_S)
         taken, tokens = workers[name][0].run(tasks[task], repeats.get((name, task), 1))
         if is_warm_up:
             results[name].tokens[task] = tokens

@@ -41,6 +41,9 @@ def main() -> None:
     print(json.dumps(say), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
+        if asked["repeats"] > 1:
+            # What is in the caches is who ran before's.
+            generate(asked["prompts"], asked["num_new"])
         start = time.perf_counter()
         for _ in range(asked["repeats"]):
             tokens = generate(asked["prompts"], asked["num_new"])

@@ -40,7 +40,7 @@ pub struct Worker<'a> {
 impl Worker<'_> {
     /// Waits until all threads are here. What they wrote before, all can read after.
     pub fn wait(&self) {
-        self.barrier.wait(self.count);
+        self.barrier.wait(self.index, self.count);
     }
 
     /// This thread's share of `count` things: neighbours, in multiples of `unit` but for the end.
@@ -66,7 +66,7 @@ struct Team {
     threads: Vec<Thread>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Common {
     barrier: Barrier,
     /// How many threads there are, the caller's too.
@@ -93,8 +93,8 @@ impl Pool {
     ///
     /// Panics where one of them does.
     pub fn run(&mut self, job: &Job<'_>) {
-        let alone = Barrier::default();
         if self.count == 1 {
+            let alone = Barrier::new(0);
             return job(&Worker { index: 0, count: 1, barrier: &alone });
         }
         let process = process::id();
@@ -117,7 +117,14 @@ impl Pool {
 
 impl Team {
     fn start(count: usize, process: u32) -> Self {
-        let common = Arc::new(Common::default());
+        let common = Arc::new(Common {
+            barrier: Barrier::new(count),
+            count: AtomicUsize::new(count),
+            turn: AtomicUsize::new(0),
+            job: AtomicPtr::default(),
+            sleepers: AtomicU32::new(0),
+            busy: AtomicUsize::new(0),
+        });
         let start = |index| {
             let common = Arc::clone(&common);
             let builder = thread::Builder::new().name(format!("gptrs-native-{index}"));
@@ -207,11 +214,11 @@ impl Common {
 }
 
 /// Where threads wait for each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Barrier {
-    /// On lines of their own: everybody writes the one and looks at the other.
-    arrived: Line<AtomicUsize>,
-    round: Line<AtomicUsize>,
+    /// How often each thread came here. A line has one writer, so what the last thread writes goes straight
+    /// to those who wait.
+    arrivals: Box<[Line<AtomicUsize>]>,
     is_broken: AtomicBool,
 }
 
@@ -220,19 +227,25 @@ struct Barrier {
 struct Line<T>(T);
 
 impl Barrier {
+    fn new(count: usize) -> Self {
+        let arrivals = (0..count).map(|_| Line::default()).collect();
+        Self { arrivals, is_broken: AtomicBool::new(false) }
+    }
+
+    /// Waits until the first `count` threads have come as often as this one.
     #[inline]
-    fn wait(&self, count: usize) {
+    fn wait(&self, index: usize, count: usize) {
         if count == 1 {
             return;
         }
-        let round = self.round.0.load(Ordering::Relaxed);
-        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == count {
-            self.arrived.0.store(0, Ordering::Relaxed);
-            self.round.0.store(round.wrapping_add(1), Ordering::Release);
-        } else {
+        let own = &self.arrivals[index].0;
+        let before = own.load(Ordering::Relaxed);
+        own.store(before.wrapping_add(1), Ordering::Release);
+        // Nobody can be more than one time ahead: who has not come yet is at `before`.
+        for other in &self.arrivals[..count] {
             wait_until(|| {
                 assert!(!self.is_broken.load(Ordering::Relaxed), "another thread panicked");
-                self.round.0.load(Ordering::Acquire) != round
+                other.0.load(Ordering::Acquire) != before
             });
         }
     }
