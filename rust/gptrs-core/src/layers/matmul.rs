@@ -18,6 +18,7 @@
 mod pack;
 
 use std::cell::RefCell;
+use std::mem::take;
 use std::ops::Range;
 
 use self::pack::{Lines, Pack};
@@ -189,17 +190,20 @@ impl Product<'_> {
         out: &mut [f32],
     ) {
         let (rows, columns) = (self.left.shape[0], self.right.shape[1]);
-        let height = rows.div_ceil(JOBS * self.threads.max(1)).next_multiple_of(R).min(ROWS);
-        let jobs = out.chunks_mut(height * columns).enumerate();
+        let cuts = cuts::<R>(rows, self.threads.max(1));
+        let mut rest = out;
+        let jobs = cuts.windows(2).map(|cut| {
+            let (own, others) = take(&mut rest).split_at_mut((cut[1] - cut[0]) * columns);
+            rest = others;
+            (cut[0]..cut[1], own)
+        });
         for_each(
             self.threads,
             jobs,
             || (),
-            |(), (index, out)| {
-                let from = index * height;
+            |(), (rows, out)| {
                 let (down, across) = (down.clone(), across.clone());
                 PACKED_LEFT.with_borrow_mut(|room| {
-                    let rows = from..rows.min(from + height);
                     let left = self.left.rows();
                     let block = Block::<R, W, P> {
                         left,
@@ -217,6 +221,14 @@ impl Product<'_> {
             },
         );
     }
+}
+
+/// Where rows are cut into jobs, tile by tile: as many for each thread, and as many rows in each as can be.
+fn cuts<const R: usize>(rows: usize, threads: usize) -> Vec<usize> {
+    let tiles = rows.div_ceil(R);
+    let each = tiles.div_ceil(threads).div_ceil(ROWS / R).max(JOBS);
+    let count = each * threads;
+    (0..=count).map(|index| (tiles * index / count * R).min(rows)).collect()
 }
 
 // A thread's rooms are kept: the system clears every page that it gives.
