@@ -96,6 +96,33 @@ def test_both_commands_take_weights_of_others(run, foreign, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*how many heads the model has:UserWarning")
+@pytest.mark.parametrize("vocab_size", [50257, 50304])
+def test_a_vocabulary_that_was_filled_up_is_gpt2s(run, tmp_path, vocab_size):
+    model = _favours_the_last_id(vocab_size)
+    torch.save(model.state_dict(), tmp_path / "book.pth")
+    code, out, err = run("explain", "Hello", "--model", tmp_path / "book.pth")
+    assert (code, err) == (0, "")
+    arguments = ("--prompt", "Hello", "--max-new-tokens", "2", "--temperature", "0")
+    code, out, err = run("generate", "--model", tmp_path / "book.pth", *arguments)
+    # What was never trained is not written, however likely: the likeliest of the others is.
+    idx = torch.tensor([[15496]])
+    for _ in range(2):
+        last = model.eval()(idx)[:, -1, :50257]
+        idx = torch.cat([idx, last.argmax(-1, keepdim=True)], dim=1)
+    assert (code, out.strip()) == (0, gptrs.get_tokenizer("gpt2").decode(idx[0].tolist()))
+
+
+def _favours_the_last_id(vocab_size):
+    cfg = GPTConfig(vocab_size=vocab_size, context_length=8, emb_dim=64, n_heads=1, n_layers=1)
+    torch.manual_seed(5)
+    model = GPTModel(cfg)
+    with torch.no_grad():
+        model.final_norm.shift.fill_(1.0)
+        model.out_head.weight[50257:].fill_(1.0)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*how many heads the model has:UserWarning")
 def test_weights_of_others_need_a_tokenizer_to_be_explained(run, tmp_path):
     cfg = GPTConfig(vocab_size=100, context_length=8, emb_dim=64, n_heads=1, n_layers=1)
     torch.save(GPTModel(cfg).state_dict(), tmp_path / "book.pth")

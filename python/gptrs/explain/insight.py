@@ -28,7 +28,7 @@ from gptrs.model.positions import SinusoidalEmbedding, rotate, rotation
 from gptrs.plots import token_label
 from gptrs.sampling.config import SamplingConfig
 from gptrs.sampling.sampler import Sampler
-from gptrs.text.prompts import PromptReader
+from gptrs.text.prompts import PromptReader, has_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -86,9 +86,15 @@ class NextToken:
 
 
 def token_labels(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token as `token_label` shows it: of any tokenizer with `decode_bytes` or `decode`."""
+    """Each token as `token_label` shows it: of any tokenizer with `decode_bytes` or `decode`.
+
+    Ids that only the model has are shown as numbers.
+    """
     decode = getattr(tokenizer, "decode_bytes", tokenizer.decode)
-    return [token_label(decode([token])) for token in ids]
+    return [
+        token_label(decode([token])) if has_text(tokenizer, token) else f"<{token}>"
+        for token in ids
+    ]
 
 
 def token_vectors(model: GPTModel, ids: Sequence[int]) -> Array:

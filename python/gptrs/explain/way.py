@@ -18,6 +18,7 @@ from torch import Tensor
 from gptrs.explain.sections import Cell, Section
 from gptrs.model.eval_mode import evaluating
 from gptrs.model.gpt import GPTModel, GPTOutput
+from gptrs.text.prompts import has_text
 
 SHOWN_TOKENS = 8
 SHOWN_VALUES = 5
@@ -66,8 +67,9 @@ class Way:
         self.logits_TV = plain(output.logits[0])
 
     def piece(self, token: int) -> str:
-        """A token's text, quoted."""
-        return repr(self.tokenizer.decode([token]))
+        """A token's text, quoted; of an id that only the model has, its number."""
+        known = has_text(self.tokenizer, token)
+        return repr(self.tokenizer.decode([token])) if known else f"<{token}>"
 
     def last(self, count: int) -> range:
         """The last `count` positions, or as many as there are."""

@@ -31,7 +31,7 @@ class PromptReader:
         check_tokenizer(tokenizer, "encode", "decode")
         self.tokenizer = tokenizer
         self.end_of_text = _end_of_text(tokenizer)
-        self.n_vocab = _n_vocab(tokenizer)
+        self.n_vocab = n_vocab_of(tokenizer)
         parameters = inspect.signature(tokenizer.encode).parameters
         # tiktoken's name, and ours. transformers' tokenizers know their special tokens anyway.
         self._options = (
@@ -82,6 +82,20 @@ def has_many(prompts: Any) -> bool:
         ) from None
 
 
+def n_vocab_of(tokenizer: Any) -> int | None:
+    """How many ids a tokenizer has; None if it does not say."""
+    found: int | None = getattr(tokenizer, "n_vocab", None)
+    if found is None and hasattr(tokenizer, "get_vocab"):
+        found = len(tokenizer)
+    return found
+
+
+def has_text(tokenizer: Any, token: int) -> bool:
+    """Whether an id is one of the tokenizer's: a model's vocabulary may be filled up."""
+    n_vocab = n_vocab_of(tokenizer)
+    return n_vocab is None or token < n_vocab
+
+
 def _listed(ids: Any) -> list[Any]:
     """The items of any container; of what is none, itself."""
     try:
@@ -99,10 +113,3 @@ def _end_of_text(tokenizer: Any) -> int | None:
     found = end_of_text_id(tokenizer)
     # transformers' name.
     return getattr(tokenizer, "eos_token_id", None) if found is None else found
-
-
-def _n_vocab(tokenizer: Any) -> int | None:
-    found: int | None = getattr(tokenizer, "n_vocab", None)
-    if found is None and hasattr(tokenizer, "get_vocab"):
-        found = len(tokenizer)
-    return found

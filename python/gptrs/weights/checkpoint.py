@@ -29,7 +29,7 @@ from gptrs.files import (
 )
 from gptrs.model.gpt import GPTModel
 from gptrs.tensor_file import save_tensors
-from gptrs.text.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
+from gptrs.text.tokenizer import FILE_NAME, Tokenizer, get_tokenizer, own_tokenizer
 from gptrs.weights.files import WeightFile, open_weights
 from gptrs.weights.filled_model import filled_model, misfits
 from gptrs.weights.manifest import CONFIG_FILE as CONFIG_FILE
@@ -41,6 +41,8 @@ from gptrs.weights.names import Recipe, Source
 if TYPE_CHECKING:
     import tiktoken
 
+WIDEST_MULTIPLE = 128
+"""What vocabularies are filled up to a multiple of, at most."""
 _LINK = f"{TEMPORARY}checkpoint-"
 _TEMPORARIES = (_LINK, f"{TEMPORARY}model-", f"{TEMPORARY}{CONFIG_FILE}-")
 """What the names of files begin with that killed saves left."""
@@ -222,6 +224,15 @@ def open_checkpoint(directory: str | Path) -> tuple[GPTConfig, WeightFile, Recip
     if manifest.model.tie_embeddings and "tok_emb.weight" in sources:
         sources["out_head.weight"] = sources["tok_emb.weight"]
     return manifest.model, file, Recipe(sources, has_biases=True)
+
+
+def usual_tokenizer(vocab_size: int) -> Tokenizer | None:
+    """GPT-2's, for models whose vocabulary is its, or its filled up to a multiple of 64 or 128.
+
+    nanoGPT and llm.c fill it up to 50,304 and save no tokenizer; the ids beyond are never trained.
+    """
+    gpt2 = get_tokenizer("gpt2")
+    return gpt2 if gpt2.n_vocab <= vocab_size < gpt2.n_vocab + WIDEST_MULTIPLE else None
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:

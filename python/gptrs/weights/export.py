@@ -28,7 +28,12 @@ from gptrs.model.gpt import GPTModel
 from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
 from gptrs.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from gptrs.text.tokenizer_files import gpt2_files
-from gptrs.weights.checkpoint import check_saveable, check_tokenizer, save_checkpoint
+from gptrs.weights.checkpoint import (
+    check_saveable,
+    check_tokenizer,
+    save_checkpoint,
+    usual_tokenizer,
+)
 from gptrs.weights.manifest import CONFIG_FILE, FORMAT
 from gptrs.weights.names import to_gpt2
 
@@ -62,7 +67,7 @@ def save_pretrained(
         )
     _check_folder(directory, format)
     if format == "hf" and tokenizer is None:
-        tokenizer = _usual_tokenizer(model)
+        tokenizer = usual_tokenizer(model.cfg.vocab_size)
     own = check_tokenizer(tokenizer, model, directory)
     files = _hf_files(model, own) if format == "hf" else _book_files(model, own)
     check_saveable(model)
@@ -162,11 +167,6 @@ def _book_files(model: GPTModel, tokenizer: Tokenizer | None) -> _Files:
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     with path.open("wb") as file:  # Given a path, torch.save writes its name into the file.
         torch.save(tensors, file)
-
-
-def _usual_tokenizer(model: GPTModel) -> Tokenizer | None:
-    gpt2 = get_tokenizer("gpt2")
-    return gpt2 if model.cfg.vocab_size == gpt2.n_vocab else None
 
 
 def _check_folder(directory: Path, wanted: Format) -> None:

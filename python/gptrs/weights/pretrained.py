@@ -22,7 +22,7 @@ from gptrs.config import PRESETS, ConfigLike, GPTConfig
 from gptrs.errors import CheckpointError, MissingExtraError
 from gptrs.model.gpt import GPTModel
 from gptrs.text.tokenizer import Tokenizer, get_tokenizer
-from gptrs.weights.checkpoint import load_tokenizer, open_checkpoint
+from gptrs.weights.checkpoint import load_tokenizer, open_checkpoint, usual_tokenizer
 from gptrs.weights.files import WeightFile, open_weights, weights_in
 from gptrs.weights.filled_model import filled_model, weights_device, weights_dtype
 from gptrs.weights.foreign_config import config_of_json, is_known, read_json
@@ -187,9 +187,8 @@ def with_tokenizer(
         CheckpointError: as `from_pretrained`, or there is no tokenizer.
     """
     model, tokenizer = from_pretrained(path, device=device), tokenizer_beside(path)
-    gpt2 = get_tokenizer("gpt2")
-    if tokenizer is None and not is_own_checkpoint(path) and model.cfg.vocab_size == gpt2.n_vocab:
-        tokenizer = gpt2
+    if tokenizer is None and not is_own_checkpoint(path):
+        tokenizer = usual_tokenizer(model.cfg.vocab_size)
     if tokenizer is None:
         raise CheckpointError(f"{path}: was saved without a tokenizer, so it takes no text")
     return model, tokenizer
