@@ -131,11 +131,11 @@ def numbers(tmp_path_factory):
     "work",
     [
         lambda text, file: TOKENIZER.encode_to_numpy(ONE_PIECE),
-        lambda text, file: TOKENIZER.encode_to_numpy(text, threads=2),
+        lambda text, file: TOKENIZER.encode_to_numpy(2 * text, threads=2),
         lambda text, file: TOKENIZER.count(text),
         lambda text, file: TOKENIZER.encode_file(file),
         lambda text, file: train_tokenizer(file, 8000),
-        lambda text, file: train_tokenizer(file, kind="char"),
+        lambda text, file: train_tokenizer(8 * [file], kind="char"),
     ],
     ids=["one piece", "threads", "count", "file", "train", "characters"],
 )
@@ -153,7 +153,8 @@ def test_signals_are_heard_again_and_again_during_one_call(numbers, work):
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
     try:
-        # Signals that wait until the call is over count once.
+        # Signals that wait until the call is over count once. Rust asks every 40 ms: the work takes
+        # some 0.2 s at least.
         with pytest.raises(Stop):
             work(*numbers)
     finally:
