@@ -174,6 +174,36 @@ pub struct Quantized<'a> {
     pub padded: usize,
 }
 
+/// One of them, group by group.
+#[derive(Debug, Clone, Copy)]
+struct Input<'a> {
+    groups: &'a [[[i8; 4]; LANES]],
+    starts: &'a [i32],
+    scales: &'a [f32],
+}
+
+impl<'a> Quantized<'a> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> Input<'a> {
+        let count = self.padded / GROUP;
+        let bytes = &self.bytes[row * self.padded..][..self.padded];
+        Input {
+            groups: bytes.as_chunks::<4>().0.as_chunks::<LANES>().0,
+            starts: &self.starts[row * count..][..count],
+            scales: &self.scales[row * count..][..count],
+        }
+    }
+}
+
+impl Input<'_> {
+    /// The first groups.
+    #[inline(always)]
+    fn first(self, count: usize) -> Self {
+        let Self { groups, starts, scales } = self;
+        Self { groups: &groups[..count], starts: &starts[..count], scales: &scales[..count] }
+    }
+}
+
 /// One input to eight bits.
 pub struct Quantize<'a> {
     pub x: &'a [f32],
@@ -225,12 +255,49 @@ impl MatMulI8<'_> {
     pub fn run(self, found: Found) {
         match self.num_inputs {
             // Two streams of memory.
-            1 if found.reads_ahead() => dispatch(found, Stream::<2, 1, false>(self)),
-            1 => dispatch(found, Stream::<2, 1, true>(self)),
+            1 if found.reads_ahead() => dispatch(found, OneInput::<2, false>(self)),
+            1 => dispatch(found, OneInput::<2, true>(self)),
             2 => dispatch(found, Stream::<2, 2, true>(self)),
             3 | 4 => dispatch(found, Stream::<1, 4, true>(self)),
             5..=8 => dispatch(found, Stream::<1, 8, true>(self)),
             _ => dispatch(found, PassBy(self)),
+        }
+    }
+}
+
+/// One input with all blocks, as `Stream`, but that hardly anything happens between them.
+struct OneInput<'a, const B: usize, const LOOKS_AHEAD: bool>(MatMulI8<'a>);
+
+impl<const B: usize, const LOOKS_AHEAD: bool> Work for OneInput<'_, B, LOOKS_AHEAD> {
+    type Output = ();
+
+    const OPERANDS: Operands = Operands::Bytes;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self(MatMulI8 { rows, inputs, mut out, .. }) = self;
+        let input = inputs.row(0);
+        let size = inputs.padded / GROUP;
+        let blocks = rows.bytes.as_chunks::<GROUP>().0.as_chunks::<LANES>().0;
+        let scales = rows.scales.as_chunks::<LANES>().0;
+        let distance = scales.len() / B;
+        let out = &mut out.row(0)[..rows.count];
+        let mut streams = [blocks; B];
+        for b in 0..B {
+            streams[b] = &blocks[b * distance * size..][..distance * size];
+        }
+        for block in 0..distance {
+            let tiled = streams.map(|blocks| &blocks[block * size..(block + 1) * size]);
+            let [sums] = sums::<S, B, 1, LOOKS_AHEAD>(simd, tiled, [input]);
+            for (b, sums) in sums.into_iter().enumerate() {
+                let block = block + b * distance;
+                add(simd, sums, &scales[block], &mut out[block * LANES..]);
+            }
+        }
+        for block in B * distance..scales.len() {
+            let tiled = [&blocks[block * size..(block + 1) * size]];
+            let [[sum]] = sums::<S, 1, 1, LOOKS_AHEAD>(simd, tiled, [input]);
+            add(simd, sum, &scales[block], &mut out[block * LANES..]);
         }
     }
 }
@@ -300,88 +367,90 @@ impl MatMulI8<'_> {
         self.rows.scales.len() / LANES
     }
 
-    /// C inputs with B blocks of rows: how many inputs there were.
+    /// C inputs with B blocks of rows: how many inputs there were. Where there are fewer, the last counts
+    /// several times.
     #[inline(always)]
     fn meet<S: Simd, const B: usize, const C: usize, const LOOKS_AHEAD: bool>(
         &mut self,
         simd: S,
-        tile: Tile,
+        Tile { block, distance, height, input }: Tile,
     ) -> usize {
-        let num_inputs = C.min(self.num_inputs - tile.input);
-        let sums = self.sums::<S, B, C, LOOKS_AHEAD>(simd, tile, num_inputs);
-        for b in 0..tile.height {
-            let block = tile.block + b * tile.distance;
-            let first = block * LANES;
-            let scales = simd.load(&self.rows.scales.as_chunks::<LANES>().0[block]);
-            let height = LANES.min(self.rows.count - first);
+        let num_inputs = C.min(self.num_inputs - input);
+        let size = self.inputs.padded / GROUP;
+        let all = self.rows.bytes.as_chunks::<GROUP>().0.as_chunks::<LANES>().0;
+        let mut blocks = [&all[..0]; B];
+        for (b, blocks) in blocks.iter_mut().enumerate() {
+            let at = block + b.min(height - 1) * distance;
+            *blocks = &all[at * size..][..size];
+        }
+        let mut inputs = [self.inputs.row(input); C];
+        for (c, place) in inputs.iter_mut().enumerate().skip(1) {
+            *place = self.inputs.row(input + c.min(num_inputs - 1));
+        }
+        let sums = sums::<S, B, C, LOOKS_AHEAD>(simd, blocks, inputs);
+        for b in 0..height {
+            let block = block + b * distance;
+            let scales = &self.rows.scales.as_chunks::<LANES>().0[block];
             for (c, sums) in sums.iter().enumerate().take(num_inputs) {
-                let out = &mut self.out.row(tile.input + c)[first..first + height];
-                if let Some(out) = out.first_chunk_mut::<LANES>() {
-                    simd.store(simd.mul_add(sums[b], scales, simd.load(out)), out);
-                } else {
-                    let mut all = filled(out, 0.0);
-                    simd.store(simd.mul_add(sums[b], scales, simd.load(&all)), &mut all);
-                    out.copy_from_slice(&all[..height]);
-                }
+                let out = &mut self.out.row(input + c)[..self.rows.count];
+                add(simd, sums[b], scales, &mut out[block * LANES..]);
             }
         }
         num_inputs
     }
+}
 
-    /// B x C sums of sixteen rows each; where there are fewer, the last counts several times.
-    #[inline(always)]
-    #[allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
-    fn sums<S: Simd, const B: usize, const C: usize, const LOOKS_AHEAD: bool>(
-        &self,
-        simd: S,
-        Tile { block, distance, height, input }: Tile,
-        num_inputs: usize,
-    ) -> [[S::F; B]; C] {
-        let Quantized { bytes, starts, scales, padded } = self.inputs;
-        let count = padded / GROUP;
-        let mut blocks = [&[[[0_u8; GROUP]; LANES]; 0][..]; B];
-        for b in 0..B {
-            let at = block + b.min(height - 1) * distance;
-            let rows = &self.rows.bytes[at * LANES * padded..][..LANES * padded];
-            blocks[b] = &rows.as_chunks::<GROUP>().0.as_chunks::<LANES>().0[..count];
-        }
-        let mut inputs = [&[[[0_i8; 4]; LANES]; 0][..]; C];
-        let (mut input_starts, mut input_scales) = ([&starts[..0]; C], [&scales[..0]; C]);
-        for c in 0..C {
-            let at = input + c.min(num_inputs - 1);
-            let fours = bytes[at * padded..][..padded].as_chunks::<4>().0;
-            inputs[c] = &fours.as_chunks::<LANES>().0[..count];
-            input_starts[c] = &starts[at * count..][..count];
-            input_scales[c] = &scales[at * count..][..count];
-        }
-        let mut sums = [[simd.splat(0.0); B]; C];
-        for k in 0..count {
-            let mut whole = [[[simd.no_sums(); PARTS]; B]; C];
-            for q in 0..LANES {
-                for b in 0..B {
-                    let weights = &blocks[b][k][q];
-                    if LOOKS_AHEAD {
-                        simd.prefetch(weights.as_ptr().wrapping_add(AHEAD_BYTES));
-                    }
-                    for c in 0..C {
-                        let part = if C == 1 { q % PARTS } else { 0 };
-                        let sums = &mut whole[c][b][part];
-                        *sums = simd.add_products(*sums, weights, inputs[c][k][q]);
-                    }
-                }
-            }
-            for c in 0..C {
-                let scale = simd.splat(input_scales[c][k]);
-                for b in 0..B {
-                    let mut all = whole[c][b][0];
-                    if C == 1 {
-                        all = simd.add_sums(all, whole[c][b][1]);
-                    }
-                    let products = simd.sums_to_floats(all, input_starts[c][k]);
-                    sums[c][b] = simd.mul_add(products, scale, sums[c][b]);
-                }
-            }
-        }
-        sums
+/// Adds sixteen rows' sums to where they belong: to the first of these, as far as there are so many.
+#[inline(always)]
+fn add<S: Simd>(simd: S, sums: S::F, scales: &[f32; LANES], out: &mut [f32]) {
+    let scales = simd.load(scales);
+    if let Some(out) = out.first_chunk_mut::<LANES>() {
+        simd.store(simd.mul_add(sums, scales, simd.load(out)), out);
+    } else {
+        let mut all = filled(out, 0.0);
+        simd.store(simd.mul_add(sums, scales, simd.load(&all)), &mut all);
+        out.copy_from_slice(&all[..out.len()]);
     }
+}
+
+/// B x C sums of sixteen rows each.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "loops over registers, which iterators hide")]
+fn sums<S: Simd, const B: usize, const C: usize, const LOOKS_AHEAD: bool>(
+    simd: S,
+    blocks: [&[[[u8; GROUP]; LANES]]; B],
+    inputs: [Input<'_>; C],
+) -> [[S::F; B]; C] {
+    let count = inputs[0].groups.len();
+    let (blocks, inputs) =
+        (blocks.map(|blocks| &blocks[..count]), inputs.map(|input| input.first(count)));
+    let mut sums = [[simd.splat(0.0); B]; C];
+    for k in 0..count {
+        let mut whole = [[[simd.no_sums(); PARTS]; B]; C];
+        for q in 0..LANES {
+            for b in 0..B {
+                let weights = &blocks[b][k][q];
+                if LOOKS_AHEAD {
+                    simd.prefetch(weights.as_ptr().wrapping_add(AHEAD_BYTES));
+                }
+                for c in 0..C {
+                    let part = if C == 1 { q % PARTS } else { 0 };
+                    let sums = &mut whole[c][b][part];
+                    *sums = simd.add_products(*sums, weights, inputs[c].groups[k][q]);
+                }
+            }
+        }
+        for c in 0..C {
+            let scale = simd.splat(inputs[c].scales[k]);
+            for b in 0..B {
+                let mut all = whole[c][b][0];
+                if C == 1 {
+                    all = simd.add_sums(all, whole[c][b][1]);
+                }
+                let products = simd.sums_to_floats(all, inputs[c].starts[k]);
+                sums[c][b] = simd.mul_add(products, scale, sums[c][b]);
+            }
+        }
+    }
+    sums
 }

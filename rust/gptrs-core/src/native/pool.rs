@@ -71,14 +71,20 @@ struct Common {
     barrier: Barrier,
     /// How many threads there are, the caller's too.
     count: AtomicUsize,
+    call: Line<Call>,
+    /// How many threads sleep, or are about to.
+    sleepers: Line<AtomicU32>,
+    /// The last turn that each thread has finished.
+    finished: Box<[Line<AtomicUsize>]>,
+}
+
+/// What the threads are to do: on one line, which is all that they need to begin.
+#[derive(Debug, Default)]
+struct Call {
     /// Counts jobs; `END` ends the threads.
     turn: AtomicUsize,
     /// What the current job is: a pointer to a reference to it.
     job: AtomicPtr<()>,
-    /// How many threads sleep, or are about to.
-    sleepers: AtomicU32,
-    /// How many have not finished the current job.
-    busy: AtomicUsize,
 }
 
 const END: usize = usize::MAX;
@@ -120,10 +126,9 @@ impl Team {
         let common = Arc::new(Common {
             barrier: Barrier::new(count),
             count: AtomicUsize::new(count),
-            turn: AtomicUsize::new(0),
-            job: AtomicPtr::default(),
-            sleepers: AtomicU32::new(0),
-            busy: AtomicUsize::new(0),
+            call: Line::default(),
+            sleepers: Line::default(),
+            finished: lines(count),
         });
         let start = |index| {
             let common = Arc::clone(&common);
@@ -141,10 +146,11 @@ impl Team {
         let common = &*self.common;
         let count = self.threads.len() + 1;
         let mut job = job;
-        common.busy.store(count - 1, Ordering::Relaxed);
-        common.job.store((&raw mut job).cast(), Ordering::Relaxed);
-        common.turn.fetch_add(1, Ordering::SeqCst);
-        if common.sleepers.load(Ordering::SeqCst) > 0 {
+        let Call { turn, job: place } = &common.call.0;
+        let next = turn.load(Ordering::Relaxed) + 1;
+        place.store((&raw mut job).cast(), Ordering::Relaxed);
+        turn.store(next, Ordering::SeqCst);
+        if common.sleepers.0.load(Ordering::SeqCst) > 0 {
             self.threads.iter().for_each(Thread::unpark);
         }
         let worker = Worker { index: 0, count, barrier: &common.barrier };
@@ -153,14 +159,16 @@ impl Team {
             common.barrier.break_it();
         }
         // The others borrow from this frame until they are done, whatever happened.
-        wait_until(|| common.busy.load(Ordering::Acquire) == 0);
+        for finished in &common.finished[1..count] {
+            wait_until(|| finished.0.load(Ordering::Acquire) == next);
+        }
         own
     }
 }
 
 impl Drop for Team {
     fn drop(&mut self) {
-        self.common.turn.store(END, Ordering::SeqCst);
+        self.common.call.0.turn.store(END, Ordering::SeqCst);
         self.threads.iter().for_each(Thread::unpark);
     }
 }
@@ -174,16 +182,16 @@ impl Common {
                 END => return,
                 next => next,
             };
-            let job = self.job.load(Ordering::Relaxed).cast::<&Job<'_>>();
+            let job = self.call.0.job.load(Ordering::Relaxed).cast::<&Job<'_>>();
             // SAFETY: `run` stored it before it counted this turn, and does not return, nor store
-            // another, before `busy` is 0.
+            // another, before this thread has finished it.
             let job = unsafe { *job };
             let count = self.count.load(Ordering::Relaxed);
             let worker = Worker { index, count, barrier: &self.barrier };
             if catch_unwind(AssertUnwindSafe(|| job(&worker))).is_err() {
                 self.barrier.break_it();
             }
-            self.busy.fetch_sub(1, Ordering::Release);
+            self.finished[index].0.store(turn, Ordering::Release);
         }
     }
 
@@ -192,7 +200,7 @@ impl Common {
         let mut offers = 0;
         loop {
             for _ in 0..SPINS {
-                let turn = self.turn.load(Ordering::Acquire);
+                let turn = self.call.0.turn.load(Ordering::Acquire);
                 if turn != last {
                     return turn;
                 }
@@ -204,11 +212,11 @@ impl Common {
                 continue;
             }
             // Whoever counts the turn after this load sees a sleeper, and wakes it.
-            self.sleepers.fetch_add(1, Ordering::SeqCst);
-            while self.turn.load(Ordering::SeqCst) == last {
+            self.sleepers.0.fetch_add(1, Ordering::SeqCst);
+            while self.call.0.turn.load(Ordering::SeqCst) == last {
                 thread::park();
             }
-            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            self.sleepers.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
@@ -222,14 +230,18 @@ struct Barrier {
     is_broken: AtomicBool,
 }
 
+/// What one thread writes often and others look at.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Line<T>(T);
 
+fn lines(count: usize) -> Box<[Line<AtomicUsize>]> {
+    (0..count).map(|_| Line::default()).collect()
+}
+
 impl Barrier {
     fn new(count: usize) -> Self {
-        let arrivals = (0..count).map(|_| Line::default()).collect();
-        Self { arrivals, is_broken: AtomicBool::new(false) }
+        Self { arrivals: lines(count), is_broken: AtomicBool::new(false) }
     }
 
     /// Waits until the first `count` threads have come as often as this one.

@@ -53,10 +53,10 @@ impl<T: Terms> MatMul<'_, T> {
     /// leave the compiler no registers for where the rows are.
     pub fn run(mut self, found: Found) {
         match self.num_inputs {
-            1 if !found.reads_ahead() => dispatch(found, Stream::<T, 2, 1, true>(self)),
+            1 if !found.reads_ahead() => dispatch(found, OneInput::<T, 2, true>(self)),
             // Short rows are over before the sums' ends are: more of them overlap.
-            1 if self.columns <= SHORT => dispatch(found, Stream::<T, 4, 1, false>(self)),
-            1 => dispatch(found, Stream::<T, 2, 1, false>(self)),
+            1 if self.columns <= SHORT => dispatch(found, OneInput::<T, 4, false>(self)),
+            1 => dispatch(found, OneInput::<T, 2, false>(self)),
             2 => dispatch(found, Stream::<T, 4, 2, true>(self)),
             3 | 4 => dispatch(found, Stream::<T, 4, 4, true>(self)),
             5..=MOST_STREAMED => dispatch(found, Stream::<T, 3, 8, true>(self)),
@@ -99,6 +99,45 @@ impl<'a> Work for Widen<'a> {
             simd.store(simd.load_bf16(&filled(chunk, bf16::ZERO)), wide);
         }
         &room[..rows.len()]
+    }
+}
+
+/// One input with all rows, as `Stream`, but that hardly anything happens between rows: where they lie in
+/// the processor's caches, that is what a token waits for.
+struct OneInput<'a, T: Terms, const R: usize, const LOOKS_AHEAD: bool>(MatMul<'a, T>);
+
+impl<T: Terms, const R: usize, const LOOKS_AHEAD: bool> Work for OneInput<'_, T, R, LOOKS_AHEAD> {
+    type Output = ();
+
+    const OPERANDS: Operands = T::OPERANDS;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self(MatMul { rows, columns, inputs, mut out, .. }) = self;
+        let num_rows = rows.len() / columns;
+        let distance = num_rows / R;
+        let (side_by_side, others) = rows.split_at(R * distance * columns);
+        let (out, other_out) = out.row(0)[..num_rows].split_at_mut(R * distance);
+        let mut streams = [side_by_side; R];
+        for r in 0..R {
+            streams[r] = &side_by_side[r * distance * columns..][..distance * columns];
+        }
+        for row in 0..distance {
+            for (part, input) in inputs.chunks(MOST_COLUMNS).enumerate() {
+                let start = row * columns + part * MOST_COLUMNS;
+                let tiled = streams.map(|rows| &rows[start..start + input.len()]);
+                let [sums] = tile::<S, T, R, 1, LOOKS_AHEAD>(simd, tiled, [input]);
+                for r in 0..R {
+                    out[row + r * distance] += sums[r];
+                }
+            }
+        }
+        for (row, out) in others.chunks_exact(columns).zip(other_out) {
+            for (row, input) in row.chunks(MOST_COLUMNS).zip(inputs.chunks(MOST_COLUMNS)) {
+                let [[sum]] = tile::<S, T, 1, 1, LOOKS_AHEAD>(simd, [row], [input]);
+                *out += sum;
+            }
+        }
     }
 }
 
