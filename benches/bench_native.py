@@ -74,6 +74,8 @@ class Measured:
     failures: dict[str, str]
     ceilings: list[float]
     """Tokens/s of the ceiling in each round."""
+    waits_us: list[float]
+    """What the ceiling's barriers took in each round: microseconds a token."""
 
     def seconds(self, name: str, task: str) -> list[float] | None:
         """Of each round; None where there are none."""
@@ -191,7 +193,7 @@ def _decode_row(
 def _print_check(
     args: argparse.Namespace, measured: Measured, precision: str, shape: Shape
 ) -> None:
-    """Whether llama.cpp reads more than the ceiling does; and whether tokens are the same."""
+    """Whether llama.cpp reads more than the ceiling; how quickly threads meet; equal tokens."""
     for (own, name), num_bytes in LLAMA_BYTES.items():
         then = measured.then(name, args.new_tokens) if own == precision else None
         if then is not None:
@@ -199,6 +201,8 @@ def _print_check(
             most = median(measured.ceilings) * NUMBER_BYTES[precision] * shape.read_weights / 1e9
             verdict = "" if most >= VALID * reads else ": the ceiling is too low"
             print(f"{name} reads {reads:.1f} GB/s, the ceiling {most:.1f}{verdict}")
+    low, high = min(measured.waits_us), max(measured.waits_us)
+    print(f"a token's barriers take {median(measured.waits_us):.1f} us ({low:.1f} to {high:.1f})")
     if precision == "float32":
         reference = measured.results.get(measured.ours)
         for name, result in measured.results.items():
@@ -226,10 +230,12 @@ def measure(bench: Bench, shape: Shape, precision: str, threads: int) -> Measure
     args, failures, workers = bench.args, {}, {}
     found = bench.ceiling_of(shape, precision, threads)
     ceilings: list[float] = []
+    waits_us: list[float] = []
 
     def run_ceiling() -> None:
         if found is not None:
             ceilings.append(bench.ceiling.rate(found, shape, precision, threads))
+            waits_us.append(bench.ceiling.waits_us(shape, threads))
 
     with ExitStack() as stack:
         for name in _names(args, precision, threads, shape):
@@ -241,7 +247,7 @@ def measure(bench: Bench, shape: Shape, precision: str, threads: int) -> Measure
             workers[name] = (stack.enter_context(worker), peer(precision, name))
         tasks = _tasks(args, shape)
         results, more = rounds_of(workers, tasks, args.rounds, run_ceiling)
-    return Measured(results, failures | more, ceilings)
+    return Measured(results, failures | more, ceilings, waits_us)
 
 
 def print_start(bench: Bench, precision: str) -> None:

@@ -17,8 +17,8 @@
  *     ahead=B     bytes ahead of each row that are prefetched; 0: none
  *     kernel=K    rows; apart (rows far from each other); packed (int8: sixteen rows interleaved,
  *                 one to four such blocks far from each other); read (adds up every 64 bytes,
- *                 without rows)
- * What is not given is tried: all kernels and numbers of rows, three distances.
+ *                 without rows); wait (the barriers alone; only where it is asked for)
+ * What is not given is tried: all other kernels and numbers of rows, three distances.
  *     pinned=1    thread i stays on the i-th processor that this process may use
  *     huge=1      asks for pages of 2 MB
  */
@@ -192,8 +192,8 @@ static Product *const packed_products[] = {packed_1, packed_2, packed_4};
 
 /* The run: what all threads share. ----------------------------------------------------------- */
 
-typedef enum { ROWS, APART, PACKED, READ } Kernel;
-static const char *const KERNELS[] = {"rows", "apart", "packed", "read"};
+typedef enum { ROWS, APART, PACKED, READ, WAIT } Kernel;
+static const char *const KERNELS[] = {"rows", "apart", "packed", "read", "wait"};
 
 typedef struct {
     size_t rows, columns, offset;
@@ -291,7 +291,7 @@ static void tokens(int thread) {
             barrier();
         } else {
             for (size_t i = 0; i < run.num_matrices; i++) {
-                multiply(&run.matrices[i], thread);
+                if (run.variant.kernel != WAIT) multiply(&run.matrices[i], thread);
                 barrier();
             }
         }
@@ -392,10 +392,10 @@ static void pin(pthread_t thread, int number) {
 
 static void try_variants(Variant wanted, int kernel, double seconds) {
     /* The numbers of rows that each kernel has, from one power of two to another. */
-    static const int first[] = {1, 2, LANES, LANES}, last[] = {16, 16, 4 * LANES, LANES};
+    static const int first[] = {1, 2, LANES, LANES, 1}, last[] = {16, 16, 4 * LANES, LANES, 1};
     static const size_t some[] = {0, 1024, 2048};
     const bool is_asked = wanted.ahead != SIZE_MAX;
-    for (int k = ROWS; k <= READ; k++) {
+    for (int k = ROWS; k <= (kernel == WAIT ? WAIT : READ); k++) {
         if ((kernel >= 0 && k != kernel) || (k == PACKED && wanted.precision != INT8)) continue;
         for (int rows = first[k]; rows <= last[k]; rows *= 2) {
             if (wanted.rows && wanted.rows != rows) continue;
@@ -428,7 +428,7 @@ int main(int argc, char **argv) {
         switch (index_of(argv[i], names, 5)) {
         case 0: wanted.rows = atoi(value); break;
         case 1: wanted.ahead = (size_t)atol(value); break;
-        case 2: kernel = index_of(value, KERNELS, 4); break;
+        case 2: kernel = index_of(value, KERNELS, 5); break;
         case 3: is_pinned = atoi(value); break;
         default: is_huge = atoi(value);
         }

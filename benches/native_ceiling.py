@@ -23,7 +23,7 @@ NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 VALID = 0.9
 """Part of the best other figure that a ceiling has to reach."""
 TIMEOUT_S = 120.0
-READ = "read"
+READ, WAIT = "read", "wait"
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,15 @@ class Ceiling:
         options = found.variant.options()
         (line,) = self._lines(shape, precision, threads, 0.5, options)
         return 1e9 / float(line[-1])
+
+    def waits_us(self, shape: Shape, threads: int) -> float:
+        """What the barriers of a token take, now, in microseconds.
+
+        A host puts a virtual machine's processors on cores that share a cache, on others, or on one
+        core, and this tells which.
+        """
+        (line,) = self._lines(shape, "int8", threads, 0.05, Variant(WAIT, 1, 0).options())
+        return float(line[-2]) / 1e3
 
     def _again(
         self, variants: list[Variant], shape: Shape, precision: str, threads: int
