@@ -517,7 +517,8 @@ def test_without_matplotlib_the_error_has_the_pip_line(no_matplotlib):
 
 @pytest.fixture
 def no_matplotlib(monkeypatch):
-    """As if it were not installed."""
+    """As if it were not installed, and nobody had asked for a font before."""
+    fonts.family_with.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     really_import = builtins.__import__

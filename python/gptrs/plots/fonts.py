@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+from gptrs.plots.style import matplotlib_needed
+
 FIRST_FAMILY = "DejaVu Sans"
 PREFERRED = (
     "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC",
@@ -44,7 +46,8 @@ def family_with(character: str) -> str | None:
 
 
 def _families() -> Iterator[str]:
-    from matplotlib.font_manager import fontManager
+    with matplotlib_needed():  # Labels are looked at before anything is drawn.
+        from matplotlib.font_manager import fontManager
 
     installed = sorted({str(entry.name) for entry in fontManager.ttflist})
     known = [name for name in (FIRST_FAMILY, *PREFERRED) if name in installed]
