@@ -102,6 +102,8 @@ def test_a_vocabulary_that_was_filled_up_is_gpt2s(run, tmp_path, vocab_size):
     torch.save(model.state_dict(), tmp_path / "book.pth")
     code, out, err = run("explain", "Hello", "--model", tmp_path / "book.pth")
     assert (code, err) == (0, "")
+    # What has no text is shown as its number.
+    assert ("<50257>" in out) == (vocab_size > 50257)
     arguments = ("--prompt", "Hello", "--max-new-tokens", "2", "--temperature", "0")
     code, out, err = run("generate", "--model", tmp_path / "book.pth", *arguments)
     # What was never trained is not written, however likely: the likeliest of the others is.

@@ -28,7 +28,7 @@ from gptrs.model.positions import SinusoidalEmbedding, rotate, rotation
 from gptrs.plots import token_label
 from gptrs.sampling.config import SamplingConfig
 from gptrs.sampling.sampler import Sampler
-from gptrs.text.prompts import PromptReader, has_text
+from gptrs.text.prompts import PromptReader, known_ids
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -91,10 +91,8 @@ def token_labels(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     Ids that only the model has are shown as numbers.
     """
     decode = getattr(tokenizer, "decode_bytes", tokenizer.decode)
-    return [
-        token_label(decode([token])) if has_text(tokenizer, token) else f"<{token}>"
-        for token in ids
-    ]
+    known = known_ids(tokenizer)
+    return [token_label(decode([token])) if token in known else f"<{token}>" for token in ids]
 
 
 def token_vectors(model: GPTModel, ids: Sequence[int]) -> Array:

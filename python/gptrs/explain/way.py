@@ -18,7 +18,7 @@ from torch import Tensor
 from gptrs.explain.sections import Cell, Section
 from gptrs.model.eval_mode import evaluating
 from gptrs.model.gpt import GPTModel, GPTOutput
-from gptrs.text.prompts import has_text
+from gptrs.text.prompts import known_ids
 
 SHOWN_TOKENS = 8
 SHOWN_VALUES = 5
@@ -43,6 +43,7 @@ class Way:
     def __init__(self, model: GPTModel, tokenizer: Any, ids: list[int], num_blocks: int) -> None:
         self.model, self.cfg, self.tokenizer = model, model.cfg, tokenizer
         self.ids, self.num_blocks = ids, num_blocks
+        self._known_ids = known_ids(tokenizer)
         self.pieces = [self.piece(token) for token in ids]
         self.shape = f"[1, {len(ids)}, {self.cfg.emb_dim}]"
         self.inputs: dict[str, Tensor] = {}
@@ -68,7 +69,7 @@ class Way:
 
     def piece(self, token: int) -> str:
         """A token's text, quoted; of an id that only the model has, its number."""
-        known = has_text(self.tokenizer, token)
+        known = token in self._known_ids
         return repr(self.tokenizer.decode([token])) if known else f"<{token}>"
 
     def last(self, count: int) -> range:

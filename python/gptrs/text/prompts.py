@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class PromptReader:
         check_tokenizer(tokenizer, "encode", "decode")
         self.tokenizer = tokenizer
         self.end_of_text = _end_of_text(tokenizer)
-        self.n_vocab = n_vocab_of(tokenizer)
+        self.n_vocab = _n_vocab(tokenizer)
         parameters = inspect.signature(tokenizer.encode).parameters
         # tiktoken's name, and ours. transformers' tokenizers know their special tokens anyway.
         self._options = (
@@ -82,7 +83,7 @@ def has_many(prompts: Any) -> bool:
         ) from None
 
 
-def n_vocab_of(tokenizer: Any) -> int | None:
+def _n_vocab(tokenizer: Any) -> int | None:
     """How many ids a tokenizer has; None if it does not say."""
     found: int | None = getattr(tokenizer, "n_vocab", None)
     if found is None and hasattr(tokenizer, "get_vocab"):
@@ -90,10 +91,13 @@ def n_vocab_of(tokenizer: Any) -> int | None:
     return found
 
 
-def has_text(tokenizer: Any, token: int) -> bool:
-    """Whether an id is one of the tokenizer's: a model's vocabulary may be filled up."""
-    n_vocab = n_vocab_of(tokenizer)
-    return n_vocab is None or token < n_vocab
+def known_ids(tokenizer: Any) -> range:
+    """The tokenizer's ids: a model's vocabulary may be filled up beyond. All, if it does not say.
+
+    To be asked once for many ids: some tokenizers count their whole vocabulary.
+    """
+    n_vocab = _n_vocab(tokenizer)
+    return range(sys.maxsize if n_vocab is None else n_vocab)
 
 
 def _listed(ids: Any) -> list[Any]:
