@@ -19,7 +19,8 @@ use half::bf16;
 
 use super::super::words::HIGH;
 use super::super::{LANES, Portable, Simd, Words};
-use super::{Avx2, Avx512};
+use super::avx2::Avx2;
+use super::avx512::Avx512;
 
 // SAFETY of all below: a value says that the processor has the instructions; loads and stores need no
 // alignment, and stay in the arrays that they are given.
