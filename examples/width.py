@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import math
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,8 @@ def trained(width: int, steps: int, tokens, tokenizer) -> tuple[GPTModel, Evalua
     # What the trainer tells as it goes is no part of the table; its bar goes to stderr.
     with tempfile.TemporaryDirectory() as run_dir, contextlib.redirect_stdout(io.StringIO()):
         result = train(model, tokens, config, run_dir=run_dir, tokenizer=tokenizer)
+    if result.interrupted:  # By Ctrl-C or SIGTERM, which mean all widths.
+        sys.exit(f"stopped while the model of width {width} was trained")
     return model, result.last
 
 

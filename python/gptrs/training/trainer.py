@@ -88,6 +88,7 @@ def train(
 ) -> TrainingResult:
     """Trains `model` in place; Ctrl-C or SIGTERM ends it after the step, with a checkpoint of it.
 
+    The result's `interrupted` says that they did: whoever has more to do asks for it.
     The model ends in eval mode and float32, on the device it was trained on. Python's, NumPy's and
     torch's random number generators start from the seed, and are left as they were.
 
