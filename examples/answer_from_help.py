@@ -26,8 +26,8 @@ from gptrs.commands.report import print_stream, train_in_new_run
 from gptrs.embeddings.embedder import Embedder
 from gptrs.embeddings.passages import Passage, split_passages
 from gptrs.embeddings.vector_index_building import build_index
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.reading import help_topics
-from gptrs.text.tokenizer import get_tokenizer
 from gptrs.training.config import SMALL_GPT, TrainingConfig
 
 QUESTION = "What happens when an exception is not handled?"

@@ -18,7 +18,7 @@ import pytest
 import gptrs
 from gptrs import cli
 from gptrs.commands.build import build
-from gptrs.text.tokenizer import get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
 
 ENCODING = get_tokenizer("gpt2").as_tiktoken()
 

@@ -23,7 +23,8 @@ from gptrs.errors import (
     TokenizerError,
 )
 from gptrs.store.building import parse_bytes
-from gptrs.text.tokenizer import END_OF_TEXT, get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
+from gptrs.text.tokenizer import END_OF_TEXT
 
 ENCODING = get_tokenizer("gpt2").as_tiktoken()
 """tiktoken's own code; only the table of ids is ours."""

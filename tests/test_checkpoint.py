@@ -19,7 +19,7 @@ from gptrs.errors import CheckpointError, ConfigError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora, merge_lora
 from gptrs.tensor_file import save_tensors
-from gptrs.text.tokenizer import get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 from gptrs.weights import checkpoint
 from gptrs.weights.checkpoint import load_checkpoint, load_metadata, load_tokenizer, save_checkpoint

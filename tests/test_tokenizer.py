@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.errors import GptrsError, TokenIdError, TokenizerError
-from gptrs.text.tokenizer import end_of_text_id, get_tokenizer
+from gptrs.text.given_tokenizer import end_of_text_id
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -414,7 +415,7 @@ def test_tiktokens_own_encoding_is_asked_of_tiktoken(monkeypatch):
 def test_tiktoken_without_a_network_is_a_tokenizer_error(tmp_path):
     program = """if True:
         from gptrs.errors import TokenizerError
-        from gptrs.text.tokenizer import get_tokenizer
+        from gptrs.text.named_tokenizers import get_tokenizer
         try:
             get_tokenizer("tiktoken:gpt2")
         except TokenizerError as error:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.errors import ConfigError, SourceError, TokenizerError
-from gptrs.text.tokenizer import get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -235,7 +235,7 @@ def test_encoding_a_large_file_in_parts_takes_little_memory(tmp_path):
     program = """if True:
         import re, sys
         from pathlib import Path
-        from gptrs.text.tokenizer import get_tokenizer
+        from gptrs.text.named_tokenizers import get_tokenizer
         def peak_kib():
             return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
         tokenizer = get_tokenizer("gpt2")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import gptrs
 from gptrs.errors import TokenizerError
-from gptrs.text.tokenizer import Tokenizer, get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
+from gptrs.text.tokenizer import Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|end|>", "<pad>")
 # Quotes and escapes of JSON, marks, joiners, the letters that stand for bytes, the last code point.

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gptrs.errors import ConfigError
-from gptrs.text.tokenizer import get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 
 TOKENIZER = get_tokenizer("gpt2")
@@ -70,7 +70,7 @@ def test_less_than_one_thread_is_refused(threads):
 def test_a_forked_process_encodes_with_the_tokenizer_that_it_got():
     program = """if True:
         import os, threading
-        from gptrs.text.tokenizer import get_tokenizer
+        from gptrs.text.named_tokenizers import get_tokenizer
         tokenizer = get_tokenizer("gpt2")
         text = "".join(f"word{i} and {i * 7} " for i in range(200_000))
         expected = tokenizer.encode_to_numpy(text, threads=2)
@@ -165,7 +165,7 @@ def test_signals_are_heard_again_and_again_during_one_call(numbers, work):
 def test_importing_and_encoding_loads_neither_numpy_nor_torch_nor_tiktoken():
     program = """if True:
         import sys
-        from gptrs.text.tokenizer import get_tokenizer
+        from gptrs.text.named_tokenizers import get_tokenizer
         tokenizer = get_tokenizer("gpt2")
         assert tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
         print(sorted({"numpy", "torch", "tiktoken"} & set(sys.modules)))

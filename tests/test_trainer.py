@@ -20,7 +20,7 @@ from gptrs.errors import CheckpointError, ConfigError, DataError, TokenIdError, 
 from gptrs.interrupts import stop_on_signals
 from gptrs.model.gpt import GPTModel
 from gptrs.text import corpus
-from gptrs.text.tokenizer import get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.training import precision as training_precision
 from gptrs.training import progress as training_progress
 from gptrs.training import step as training_step

@@ -62,9 +62,9 @@ if TYPE_CHECKING:
     from gptrs.store.building import merge_stores as merge_stores
     from gptrs.store.token_store import TokenStore as TokenStore
     from gptrs.store.token_store import convert_store as convert_store
+    from gptrs.text.named_tokenizers import get_tokenizer as get_tokenizer
     from gptrs.text.stream_decoder import StreamDecoder as StreamDecoder
     from gptrs.text.tokenizer import Tokenizer as Tokenizer
-    from gptrs.text.tokenizer import get_tokenizer as get_tokenizer
     from gptrs.text.tokenizer_training import train_tokenizer as train_tokenizer
     from gptrs.training.book import calc_loss_batch as calc_loss_batch
     from gptrs.training.book import calc_loss_loader as calc_loss_loader
@@ -126,7 +126,8 @@ _EXPORTS = {
     "store.token_store": ("TokenStore", "convert_store"),
     "text.stream_decoder": ("StreamDecoder",),
     "embeddings.token_vectors": ("fold_projection", "load_token_vectors"),
-    "text.tokenizer": ("Tokenizer", "get_tokenizer"),
+    "text.named_tokenizers": ("get_tokenizer",),
+    "text.tokenizer": ("Tokenizer",),
     "text.tokenizer_training": ("train_tokenizer",),
     "training.trainer": ("TrainingResult", "train"),
     "training.book": (

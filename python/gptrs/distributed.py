@@ -26,7 +26,7 @@ from gptrs.files import write_whole
 from gptrs.store.building import build_store, merge_stores
 from gptrs.store.inputs import find_inputs
 from gptrs.store.token_store import TokenStore
-from gptrs.text.tokenizer import own_tokenizer
+from gptrs.text.named_tokenizers import own_tokenizer
 
 try:
     from datatrove.pipeline.base import PipelineStep

@@ -26,7 +26,8 @@ from gptrs.devices import choose_device, choose_precision
 from gptrs.errors import CheckpointError, ConfigError, TokenizerError
 from gptrs.model.gpt import GPTModel
 from gptrs.tensor_folder import read_folder, write_folder
-from gptrs.text.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
+from gptrs.text.named_tokenizers import own_tokenizer
+from gptrs.text.tokenizer import FILE_NAME, Tokenizer
 from gptrs.training.config import DeviceName
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from torch import Tensor
 from gptrs.config import GPTConfig
 from gptrs.errors import ConfigError, DataError
 from gptrs.sampling.requests import count
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.prompts import PromptReader
-from gptrs.text.tokenizer import Tokenizer, get_tokenizer
+from gptrs.text.tokenizer import Tokenizer
 from gptrs.weights.pretrained import tokenizer_beside
 
 

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from gptrs.commands.report import print_stream, train_in_new_run
 from gptrs.generation.generator import Generator
 from gptrs.sampling.requests import Options
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.reading import help_topics
-from gptrs.text.tokenizer import get_tokenizer
 from gptrs.training.callbacks import Callback, Evaluation, RunView
 from gptrs.training.config import SMALL_GPT, TrainingConfig
 from gptrs.training.trainer import TrainingResult

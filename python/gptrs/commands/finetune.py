@@ -137,7 +137,8 @@ def classify(directory: Path, texts: tuple[str, ...], device: str) -> None:
 def _check_tokenizer_in(out: Path, model: Path) -> None:
     """Refuses before the training what saving would refuse after it: another model's classifier."""
     from gptrs.classifier.files import check_other_tokenizer
-    from gptrs.text.tokenizer import FILE_NAME, get_tokenizer, own_tokenizer
+    from gptrs.text.named_tokenizers import get_tokenizer, own_tokenizer
+    from gptrs.text.tokenizer import FILE_NAME
     from gptrs.weights.pretrained import tokenizer_beside
 
     if (out / FILE_NAME).exists():

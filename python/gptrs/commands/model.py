@@ -109,7 +109,7 @@ def config_of(model: str) -> GPTConfig:
 def _load(model: str, seed: int) -> tuple[GPTModel, Tokenizer | tiktoken.Encoding, str]:
     """A model, its tokenizer, and what its weights are, in words."""
     cfg = config_of(model)  # A preset that is misspelt is known before torch is imported.
-    from gptrs.text.tokenizer import get_tokenizer
+    from gptrs.text.named_tokenizers import get_tokenizer
     from gptrs.weights.pretrained import with_tokenizer
 
     if model in PRESETS:

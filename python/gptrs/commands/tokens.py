@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from gptrs.errors import ConfigError
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.reading import decode_utf8, find_text_files, read_text
-from gptrs.text.tokenizer import END_OF_TEXT, FILE_NAME, Tokenizer, get_tokenizer
+from gptrs.text.tokenizer import END_OF_TEXT, FILE_NAME, Tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer as learn
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from gptrs import _core
 from gptrs.errors import ConfigError, DataError, StoreError
 from gptrs.store.token_store import BIN_SUFFIXES, TokenStore
-from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
-from gptrs.text.tokenizer_argument import check_tokenizer
+from gptrs.text.given_tokenizer import check_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
+from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

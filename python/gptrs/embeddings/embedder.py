@@ -33,8 +33,8 @@ from gptrs.model.eval_mode import evaluating
 from gptrs.model.facts import device_of
 from gptrs.model.gpt import GPTModel
 from gptrs.model.trunk import fingerprint, trunk_of
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.prompts import PromptReader
-from gptrs.text.tokenizer import get_tokenizer
 from gptrs.weights.pretrained import from_pretrained, tokenizer_beside
 
 ModelLike = GPTModel | str | PathLike[str]

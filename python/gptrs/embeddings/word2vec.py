@@ -22,7 +22,8 @@ from gptrs.embeddings.word_vectors import WordVectors
 from gptrs.errors import ConfigError, DataError
 from gptrs.store.inputs import InputFormat, find_inputs
 from gptrs.store.token_store import TokenStore
-from gptrs.text.tokenizer import Tokenizer, own_tokenizer
+from gptrs.text.named_tokenizers import own_tokenizer
+from gptrs.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tiktoken

@@ -17,8 +17,8 @@ from gptrs.errors import ConfigError, GenerationError
 from gptrs.model.eval_mode import grad_mode_kept
 from gptrs.sampling.config import SamplingConfig
 from gptrs.sampling.requests import count
+from gptrs.text.given_tokenizer import check_tokenizer
 from gptrs.text.tokenizer import END_OF_TEXT
-from gptrs.text.tokenizer_argument import check_tokenizer
 
 _NO_ID: Final = 2**32
 """Ids are below this in every vocabulary."""

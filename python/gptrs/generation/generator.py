@@ -37,8 +37,8 @@ from gptrs.sampling.requests import (
     check_names,
     count,
 )
+from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.prompts import has_many
-from gptrs.text.tokenizer import get_tokenizer
 from gptrs.weights.pretrained import from_pretrained, tokenizer_beside
 
 if TYPE_CHECKING:

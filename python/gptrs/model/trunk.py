@@ -12,8 +12,8 @@ from torch import nn
 
 from gptrs.errors import ConfigError
 from gptrs.model.gpt import GPTModel
+from gptrs.text.named_tokenizers import own_tokenizer
 from gptrs.text.prompts import PromptReader
-from gptrs.text.tokenizer import own_tokenizer
 
 
 def trunk_of(model: GPTModel, layer: int) -> GPTModel:

@@ -20,7 +20,8 @@ from gptrs.errors import ConfigError, StoreError
 from gptrs.store.inputs import Input, InputFormat, find_inputs
 from gptrs.store.rows import check_rows, row_batches
 from gptrs.store.token_store import SHARD_TOKENS, TokenStore
-from gptrs.text.tokenizer import Tokenizer, own_tokenizer
+from gptrs.text.named_tokenizers import own_tokenizer
+from gptrs.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tiktoken

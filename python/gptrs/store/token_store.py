@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
 from gptrs import _core
 from gptrs.errors import ConfigError, PositionError, StoreError, TokenizerError
-from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
+from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer
 from gptrs.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptrs.text.given_tokenizer import end_of_text_id
 from gptrs.text.reading import read_text
-from gptrs.text.tokenizer import end_of_text_id
 
 Tokens = NDArray[np.integer[Any]]
 # So much text is encoded together: enough for many threads, little beside the tokens.

@@ -9,11 +9,11 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from gptrs.errors import GenerationError
-from gptrs.text.tokenizer import END_OF_TEXT, end_of_text_id
-from gptrs.text.tokenizer_argument import check_tokenizer
+from gptrs.text.given_tokenizer import check_tokenizer, end_of_text_id
+from gptrs.text.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
-    from gptrs.text.tokenizer import SupportsToList
+    from gptrs.text.encoding_arguments import SupportsToList
 
     Prompt = str | Sequence[int] | SupportsToList
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptrs.text.tokenizer import SupportsToList
+    from gptrs.text.encoding_arguments import SupportsToList
 
 
 class StreamDecoder:
     """Decodes ids as they come. All pieces joined are what `tokenizer.decode` gives at once.
 
-    >>> from gptrs.text.tokenizer import get_tokenizer
+    >>> from gptrs.text.named_tokenizers import get_tokenizer
     >>> tokenizer = get_tokenizer("gpt2")
     >>> decoder = StreamDecoder(tokenizer)
     >>> [decoder.push(id) for id in tokenizer.encode("Hi 🤖!")]

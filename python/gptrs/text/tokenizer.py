@@ -1,5 +1,6 @@
 """Tokenizers: text to ids and back, in Rust. GPT-2's, whose vocabulary is compiled in, or trained.
 
+>>> from gptrs import get_tokenizer
 >>> tokenizer = get_tokenizer("gpt2")
 >>> tokenizer.encode("Hello, I am")
 [15496, 11, 314, 716]
@@ -7,9 +8,8 @@
 'Hello, I am'
 
 GPT-2's ids equal those of `tiktoken.get_encoding("gpt2")` for every text, and the methods are named
-as tiktoken's, so either works wherever gptrs takes a tokenizer. Nothing here uses the network,
-except `get_tokenizer("tiktoken:...")`. Importing this module imports neither NumPy nor tiktoken nor
-torch.
+as tiktoken's, so either works wherever gptrs takes a tokenizer. Nothing here uses the network, and
+importing this module imports neither NumPy nor tiktoken nor torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 
 from gptrs import _core
 from gptrs.errors import ConfigError, TokenizerError
+from gptrs.text.encoding_arguments import checked_text, plain_ids, repaired, strings
 from gptrs.text.tiktoken_names import TiktokenNames
 
 # What is imported here, every command waits for: typing and pathlib take longer than all the rest.
@@ -25,17 +26,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
-    from typing import Any, Final, Literal, Protocol, overload
+    from typing import Any, Final, Literal
 
     import numpy as np
     import numpy.typing as npt
     import tiktoken
 
-    class SupportsToList(Protocol):
-        """A NumPy array or a tensor, neither of which this module imports."""
-
-        def tolist(self) -> Any:
-            """The items as Python ints, in a list."""
+    from gptrs.text.encoding_arguments import SupportsToList
 
     Special = Literal["all"] | Collection[str]
     """A set of strings, or "all"."""
@@ -45,8 +42,6 @@ END_OF_TEXT: Final = "<|endoftext|>"
 
 FILE_NAME: Final = "tokenizer.json"
 """The file in which Hugging Face's libraries keep a tokenizer."""
-
-_TIKTOKEN_PREFIX: Final = "tiktoken:"
 
 # GPT-2's pattern as tiktoken writes it: possessive, so that it never backtracks.
 _PATTERN: Final = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -112,11 +107,11 @@ class Tokenizer(TiktokenNames):
                 break, or, if this is a tokenizer of characters, one that it does not know.
         """
         allowed, disallowed = self._special(allowed_special, disallowed_special)
-        text = _checked(text)
+        text = checked_text(text)
         try:
             return self._core.encode(text, allowed, disallowed)
         except UnicodeEncodeError:
-            return self._core.encode(_repaired(text), allowed, [*map(_repaired, disallowed)])
+            return self._core.encode(repaired(text), allowed, [*map(repaired, disallowed)])
 
     def encode_to_numpy(
         self,
@@ -133,12 +128,12 @@ class Tokenizer(TiktokenNames):
                 one for each processor.
         """
         allowed, disallowed = self._special(allowed_special, disallowed_special)
-        text = _checked(text)
+        text = checked_text(text)
         try:
             return self._core.encode_to_numpy(text, allowed, disallowed, threads)
         except UnicodeEncodeError:
-            disallowed = [*map(_repaired, disallowed)]
-            return self._core.encode_to_numpy(_repaired(text), allowed, disallowed, threads)
+            disallowed = [*map(repaired, disallowed)]
+            return self._core.encode_to_numpy(repaired(text), allowed, disallowed, threads)
 
     def encode_batch_to_numpy(
         self,
@@ -160,11 +155,11 @@ class Tokenizer(TiktokenNames):
         allowed, disallowed = self._special(allowed_special, disallowed_special)
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of str, found a str")
-        texts = [_checked(text) for text in texts]
+        texts = [checked_text(text) for text in texts]
         try:
             return self._core.encode_batch_to_numpy(texts, allowed, disallowed, threads)
         except UnicodeEncodeError:
-            texts, disallowed = [*map(_repaired, texts)], [*map(_repaired, disallowed)]
+            texts, disallowed = [*map(repaired, texts)], [*map(repaired, disallowed)]
             return self._core.encode_batch_to_numpy(texts, allowed, disallowed, threads)
 
     def encode_file(
@@ -218,11 +213,11 @@ class Tokenizer(TiktokenNames):
     ) -> int:
         """`len(encode(...))`, without the ids."""
         allowed, disallowed = self._special(allowed_special, disallowed_special)
-        text = _checked(text)
+        text = checked_text(text)
         try:
             return self._core.count(text, allowed, disallowed)
         except UnicodeEncodeError:
-            return self._core.count(_repaired(text), allowed, [*map(_repaired, disallowed)])
+            return self._core.count(repaired(text), allowed, [*map(repaired, disallowed)])
 
     def decode(self, ids: Iterable[int] | SupportsToList, errors: str = "replace") -> str:
         """The text that `ids` stand for.
@@ -238,7 +233,7 @@ class Tokenizer(TiktokenNames):
 
     def decode_bytes(self, ids: Iterable[int] | SupportsToList) -> bytes:
         """The bytes that `ids` stand for, valid UTF-8 or not; arguments and errors of `decode`."""
-        return self._core.decode_bytes(_plain(ids))
+        return self._core.decode_bytes(plain_ids(ids))
 
     def decode_with_offsets(self, ids: Iterable[int] | SupportsToList) -> tuple[str, list[int]]:
         """The text that `ids` stand for, and for each id the character in which it begins.
@@ -247,7 +242,7 @@ class Tokenizer(TiktokenNames):
             TokenIdError: an id is outside the vocabulary.
             UnicodeDecodeError: the ids do not end with a character, so there is no such text.
         """
-        content, offsets = self._core.decode_with_offsets(_plain(ids))
+        content, offsets = self._core.decode_with_offsets(plain_ids(ids))
         return content.decode("utf-8"), offsets
 
     def as_tiktoken(self) -> tiktoken.Encoding:
@@ -334,8 +329,8 @@ class Tokenizer(TiktokenNames):
     def _special(self, allowed: Special, disallowed: Special) -> tuple[list[str], list[str]]:
         """Both sets as lists, with "all" spelled out. Like tiktoken, allows what it never finds."""
         special = self.special_tokens_set
-        allowed = _strings("allowed_special", allowed, all_of=special)
-        disallowed = _strings("disallowed_special", disallowed, all_of=special.difference(allowed))
+        allowed = strings("allowed_special", allowed, all_of=special)
+        disallowed = strings("disallowed_special", disallowed, all_of=special.difference(allowed))
         return list(special.intersection(allowed)), list(disallowed)
 
     def __eq__(self, other: object) -> bool:
@@ -350,91 +345,20 @@ class Tokenizer(TiktokenNames):
     def __repr__(self) -> str:
         return f"<Tokenizer {self.name!r}: {self.n_vocab} ids>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self is _GPT2:
-            return get_tokenizer, (self.name,)
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if self is GPT2:
+            return "GPT2"
         return _from_json, (self._core.to_json().encode(),)
 
 
-_GPT2: Final = Tokenizer(_core.Tokenizer.gpt2(), "gpt2")
-
-
-if TYPE_CHECKING:
-
-    @overload
-    def get_tokenizer(spec: Literal["gpt2"] = "gpt2") -> Tokenizer: ...
-    @overload
-    def get_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer | tiktoken.Encoding: ...
-
-
-def get_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer | tiktoken.Encoding:
-    """A tokenizer by name.
-
-    Args:
-        spec: "gpt2"; "tiktoken:NAME" for one of tiktoken's own encodings, which tiktoken fetches
-            from the network or its cache; or the path of a `tokenizer.json`, or of a directory that
-            holds one, or GPT-2's older `vocab.json` and `merges.txt`; or of one of these two.
-
-    Raises:
-        TokenizerError: there is no such tokenizer, or a file holds one that is not supported.
-    """
-    if spec == "gpt2":
-        return _GPT2
-    if isinstance(spec, str) and spec.startswith(_TIKTOKEN_PREFIX):
-        return _from_tiktoken(spec.removeprefix(_TIKTOKEN_PREFIX))
-    path = os.fspath(spec)
-    if os.path.exists(path):  # False, not an error, for what no path can be.
-        return Tokenizer.load(path)
-    raise TokenizerError(
-        f"no tokenizer is named {path!r}, and no such path exists: expected 'gpt2', "
-        f"'tiktoken:gpt2' or the path of a {FILE_NAME}"
-    )
-
-
-def own_tokenizer(tokenizer: str | os.PathLike[str] | Tokenizer | tiktoken.Encoding) -> Tokenizer:
-    """The tokenizer of ours that is meant, or that gives the same ids: what files are made with.
-
-    Raises:
-        ConfigError: there is none.
-        TokenizerError: no tokenizer has this name.
-    """
-    meant = get_tokenizer(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else tokenizer
-    if isinstance(meant, Tokenizer):
-        return meant
-    if all(getattr(meant, name, None) == getattr(_GPT2, name) for name in ("name", "n_vocab")):
-        return _GPT2
-    raise ConfigError(f"expected a gptrs tokenizer or tiktoken's gpt2, found {meant!r}")
-
-
-def end_of_text_id(tokenizer: Any) -> int | None:
-    """The id of `<|endoftext|>` in a tokenizer, ours or another's; None if it has none."""
-    try:
-        token_id: int | None = tokenizer.eot_token
-    except (AttributeError, KeyError):  # The second is tiktoken's.
-        return None
-    return token_id
-
-
-def _from_tiktoken(name: str) -> tiktoken.Encoding:
-    import tiktoken
-
-    known = tiktoken.list_encoding_names()
-    if name not in known:
-        raise TokenizerError(f"tiktoken has no encoding {name!r}; it has {', '.join(known)}")
-    try:
-        return tiktoken.get_encoding(name)
-    except Exception as error:  # Whatever its HTTP client raises; tiktoken declares nothing.
-        raise TokenizerError(
-            f"tiktoken could not get its encoding {name!r} from its cache or the network "
-            f"({type(error).__name__}: {error}); get_tokenizer('gpt2') needs no network, and its "
-            "as_tiktoken() is a tiktoken.Encoding"
-        ) from error
+GPT2: Final = Tokenizer(_core.Tokenizer.gpt2(), "gpt2")
+"""The one tokenizer that is compiled in; pickled by this name."""
 
 
 def named(core: _core.Tokenizer) -> Tokenizer:
     """GPT-2's tokenizer, if this is it; else one that is named after its kind and size."""
-    if core.n_vocab == _GPT2.n_vocab and core.fingerprint() == _GPT2._core.fingerprint():
-        return _GPT2
+    if core.n_vocab == GPT2.n_vocab and core.fingerprint() == GPT2._core.fingerprint():
+        return GPT2
     return Tokenizer(core, f"{core.kind}-{core.n_vocab}")
 
 
@@ -457,38 +381,3 @@ def _content(file: Path) -> bytes:
         if has_gpt2_file(folder) if file.name == FILE_NAME else is_gpt2_file(file):
             return read_gpt2_files(folder)
     return file.read_bytes()
-
-
-def _plain(ids: Iterable[int] | SupportsToList) -> Any:
-    """What the core reads: a uint16 array's memory as it is.
-
-    Other arrays and tensors become lists: going through their items one by one is slow.
-    """
-    items: Any = ids
-    if hasattr(items, "tolist") and str(getattr(items, "dtype", "")) != "uint16":
-        return items.tolist()
-    return items
-
-
-def _checked(text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a str, found {type(text).__name__}")
-    return text
-
-
-def _strings(name: str, value: object, *, all_of: Collection[str]) -> Collection[str]:
-    """A set of strings that an argument gives, or `all_of` for "all"."""
-    if value == "all":
-        return all_of
-    if isinstance(value, (frozenset, set, list, tuple)):
-        return value
-    from collections.abc import Collection
-
-    if isinstance(value, str) or not isinstance(value, Collection):
-        raise TypeError(f'{name} must be "all" or a set of strings, found {value!r}')
-    return value
-
-
-def _repaired(text: str) -> str:
-    """Surrogate pairs as the characters they mean, lone ones as U+FFFD, as tiktoken does."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

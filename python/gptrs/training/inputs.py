@@ -24,8 +24,9 @@ from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import add_lora
 from gptrs.store.token_store import FOLDER_FORMAT, TokenStore
 from gptrs.text import corpus
+from gptrs.text.named_tokenizers import get_tokenizer, own_tokenizer
 from gptrs.text.reading import find_text_files
-from gptrs.text.tokenizer import Tokenizer, get_tokenizer, own_tokenizer
+from gptrs.text.tokenizer import Tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 from gptrs.training.config import SMALL_GPT, TrainingConfig
 from gptrs.training.data import Tokens

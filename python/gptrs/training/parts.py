@@ -24,7 +24,7 @@ from gptrs.errors import ConfigError
 from gptrs.model.gpt import GPTModel
 from gptrs.model.lora import has_lora, num_adapter_weights
 from gptrs.store.token_store import TokenStore
-from gptrs.text.tokenizer import own_tokenizer
+from gptrs.text.named_tokenizers import own_tokenizer
 from gptrs.training.config import FINE_TUNING_SHARE, TrainingConfig
 from gptrs.training.data import (
     BatchSource,

@@ -17,7 +17,8 @@ from typing import Any
 from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.files import write_whole
-from gptrs.text.tokenizer import FILE_NAME, Tokenizer, own_tokenizer
+from gptrs.text.named_tokenizers import own_tokenizer
+from gptrs.text.tokenizer import FILE_NAME, Tokenizer
 from gptrs.training.config import SMALL_GPT, TrainingConfig
 
 FILE = "run.json"

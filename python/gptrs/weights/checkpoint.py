@@ -29,7 +29,8 @@ from gptrs.files import (
 )
 from gptrs.model.gpt import GPTModel
 from gptrs.tensor_file import save_tensors
-from gptrs.text.tokenizer import FILE_NAME, Tokenizer, get_tokenizer, own_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer, own_tokenizer
+from gptrs.text.tokenizer import FILE_NAME, Tokenizer
 from gptrs.weights.files import WeightFile, open_weights
 from gptrs.weights.filled_model import filled_model, misfits
 from gptrs.weights.manifest import CONFIG_FILE as CONFIG_FILE

@@ -25,7 +25,8 @@ from gptrs.config import GPTConfig
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.files import write_whole, write_whole_with
 from gptrs.model.gpt import GPTModel
-from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
+from gptrs.text.tokenizer import END_OF_TEXT, Tokenizer
 from gptrs.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from gptrs.text.tokenizer_files import gpt2_files
 from gptrs.weights.checkpoint import (

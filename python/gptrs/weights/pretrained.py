@@ -21,7 +21,8 @@ import torch
 from gptrs.config import PRESETS, ConfigLike, GPTConfig
 from gptrs.errors import CheckpointError, MissingExtraError
 from gptrs.model.gpt import GPTModel
-from gptrs.text.tokenizer import Tokenizer, get_tokenizer
+from gptrs.text.named_tokenizers import get_tokenizer
+from gptrs.text.tokenizer import Tokenizer
 from gptrs.weights.checkpoint import load_tokenizer, open_checkpoint, usual_tokenizer
 from gptrs.weights.files import WeightFile, open_weights, weights_in
 from gptrs.weights.filled_model import filled_model, weights_device, weights_dtype

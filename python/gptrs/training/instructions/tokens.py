@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptrs.errors import ConfigError, DataError
-from gptrs.text.tokenizer import end_of_text_id
+from gptrs.text.given_tokenizer import end_of_text_id
 from gptrs.training.instructions.packing import Numbers, drawn
 from gptrs.training.instructions.template import Entry, check_entries, format_prompt
 
