@@ -171,6 +171,27 @@ def test_a_pipe_that_has_a_name_is_an_input(tmp_path):
     assert documents_in(tmp_path / "out") == ["from a pipe"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_a_file_whose_name_is_not_utf8_is_refused_and_named(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    code, out, err = run("build", "in", "--out", "out")
+    assert (code, out) == (2, "")
+    assert err == "gptrs: in/caf\\xe9.txt: its name is not UTF-8; give it another\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("options", "part"), [([], ""), (["--val-fraction", "0.5"], "train")])
+def test_a_store_is_never_written_over_its_input(run, tmp_path, options, part):
+    text = tmp_path / "out" / part / "tokenizer.json"
+    text.parent.mkdir(parents=True)
+    text.write_text("a text of an odd name")
+    code, out, err = run("build", text, "--out", "out", *options)
+    assert (code, out) == (2, "")
+    assert "tokenizer.json is an input, and the store's tokenizer would be written over it" in err
+    assert text.read_text() == "a text of an odd name"
+
+
 def test_every_kind_of_file_is_found_by_a_pattern(run, tmp_path):
     folder = tmp_path / "data" / "deep"
     folder.mkdir(parents=True)

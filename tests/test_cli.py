@@ -174,6 +174,33 @@ def test_what_needs_no_tensors_does_not_import_torch(tmp_path, arguments):
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_a_closed_stream_is_the_null_device(closed):
+    # What is opened next gets no number of a standard stream, so that nothing is printed into it.
+    program = (
+        "import os, sys; from gptrs.cli import main; code = main(['tokenize']); "
+        "sys.exit(code if os.open(sys.executable, os.O_RDONLY) > 2 else 9)"
+    )
+    closing = " ".join(f"{number}>&-" for number in closed)
+    shell = f'"$0" -X dev -c "$1" {closing}'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, program], input=b"Hello", capture_output=True
+    )
+    expected = b"" if 1 in closed else b"\n" if 0 in closed else b"15496\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the stream")
+def test_generate_has_no_prompt_where_standard_input_is_closed(checkpoint):
+    shell = '"$0" -m gptrs generate --model "$1" <&-'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, checkpoint], capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"gptrs: standard input is empty")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
 def test_a_reader_that_has_enough_is_no_error(tmp_path):
     (tmp_path / "long.txt").write_text("word " * 200_000)
@@ -362,6 +389,17 @@ def test_a_tokenizer_is_learned_used_and_trained_with(run, tmp_path):
     assert run("train-tokenizer", tmp_path, *options, "--output", tmp_path)[0] == 0
     learned = gptrs.Tokenizer.load(tmp_path / "tokenizer.json")
     assert learned.special_tokens_set == {"<|end|>", "<pad>"}
+
+
+def test_a_tokenizer_is_never_written_over_the_text_it_is_learned_from(run, tmp_path):
+    text = tmp_path / "tokenizer.json"
+    text.write_text("hello " * 100)
+    (tmp_path / "link").symlink_to(text)
+    for data, output in [(text, text), (text, tmp_path), (text, tmp_path / "link")]:
+        code, out, err = run("train-tokenizer", data, "--vocab-size", 260, "--output", output)
+        assert (code, out) == (2, "")
+        assert "cannot be written: it is what is read; name another file" in err
+    assert text.read_text() == "hello " * 100
 
 
 def test_characters_are_learned_without_a_size(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 
 import click
@@ -55,6 +56,37 @@ def prompts(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
     return file
+
+
+@pytest.fixture
+def killed(run, prompts, tmp_path, monkeypatch):
+    """Runs until the first two prompts have their texts, then dies; the file of results."""
+
+    def killed(*arguments):
+        out = tmp_path / "out.jsonl"
+        results_of = prompt_files._results
+
+        def dying(generator, lines, seed):
+            if lines[0].index:
+                raise KeyboardInterrupt
+            return results_of(generator, lines, seed)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prompt_files, "LINES_TOGETHER", 2)
+            patch.setattr(prompt_files, "_results", dying)
+            assert run("--file", prompts, "--out", out, *arguments)[0] == cli.EXIT_INTERRUPT
+        assert len(results(out)) == 2
+        return out
+
+    return killed
+
+
+def of_characters(text, folder):
+    file = folder / "text.txt"
+    file.write_text(text)
+    tokenizer = gptrs.train_tokenizer(file, None, kind="char")
+    file.unlink()
+    return tokenizer
 
 
 def results(file):
@@ -244,6 +276,111 @@ def test_results_of_other_prompts_are_not_gone_on_with(run, prompts, tmp_path, m
     assert out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("changed", ["weight", "tokenizer", "n_heads"])
+def test_another_model_of_the_same_path_does_not_go_on(run, prompts, killed, tmp_path, changed):
+    folder = tmp_path / "model"
+    tokenizer = gptrs.get_tokenizer("gpt2")
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(context_length=32, emb_dim=16, n_heads=2, n_layers=1))
+    gptrs.save_checkpoint(model, folder, tokenizer=tokenizer)
+    arguments = ("--model", folder, "--max-new-tokens", 2)
+    out = killed(*arguments)
+    begun = out.read_bytes()
+
+    if changed == "weight":  # One number, which few samples would have.
+        with torch.no_grad():
+            model.trf_blocks[0].ff.layers[0].weight[3, 5] += 1e-3
+    elif changed == "tokenizer":
+        tokenizer = of_characters("Hello", tmp_path)
+        (folder / "tokenizer.json").unlink()
+    else:
+        other = GPTModel(GPTConfig(context_length=32, emb_dim=16, n_heads=4, n_layers=1))
+        other.load_state_dict(model.state_dict())
+        model = other
+    gptrs.save_checkpoint(model, folder, tokenizer=tokenizer)
+    if changed == "tokenizer":
+        prompts.write_text('{"prompt": "Hello", "id": "a"}')
+    code, _, err = run("--file", prompts, "--out", out, *arguments)
+    assert (code, err.count("\n")) == (cli.EXIT_USAGE, 1)
+    assert re.search("was begun with model_digest = '[0-9a-f]{16}', and now it is '[0-9a-f]", err)
+    assert out.read_bytes() == begun
+
+
+def test_another_dtype_does_not_go_on(run, prompts, killed):
+    out = killed("--device", "cpu")
+    code, _, err = run("--file", prompts, "--out", out, "--device", "cpu", "--dtype", "int8")
+    assert code == cli.EXIT_USAGE
+    assert "was begun with dtype = None, and now it is 'int8'" in err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"id": "b"', '"id": "c"', "line 2 was asked for with another id or other settings"),
+        ('"id": "b"', '"id": "b", "top_k": 5', "line 2 was asked for with another id or other"),
+        ('"id": "b"', '"id": "b", "num_samples": 2', None),  # One of two texts is not all.
+        ('"id": "a"', '"id": "a", "num_samples": 2', "line 1 was asked for with another id"),
+        ('"id": "a"', '"id": "a", "seed": 3', "line 1 was asked for with another id or other"),
+        ('"id": "a"', ' "id":  "a" ', None),
+        ('"top_k": 3', '"top_k": 4', None),  # This one has no text yet.
+    ],
+)
+def test_a_prompt_that_has_its_text_stays_as_it_was_asked(run, prompts, killed, old, new, message):
+    out = killed("--max-new-tokens", 2)
+    begun = out.read_bytes()
+    prompts.write_text(prompts.read_text().replace(old, new))
+    code, _, err = run("--file", prompts, "--out", out, "--max-new-tokens", 2)
+    if message is None:
+        assert (code, results(out)[-1]["index"]) == (0, 4)
+    else:
+        assert (code, out.read_bytes()) == (cli.EXIT_USAGE, begun)
+        assert message in err
+
+
+def test_prompts_may_be_added_before_a_file_goes_on_but_not_taken_away(run, prompts, killed):
+    out = killed("--max-new-tokens", 2)
+    begun = out.read_bytes()
+    whole = prompts.read_text()
+    prompts.write_text(whole.split("\n")[0])
+    code, _, err = run("--file", prompts, "--out", out, "--max-new-tokens", 2)
+    assert (code, out.read_bytes()) == (cli.EXIT_USAGE, begun)
+    assert "line 2 is of a prompt that is not there, as there are 1" in err
+    prompts.write_text(whole + '{"prompt": "One more"}\n')
+    assert run("--file", prompts, "--out", out, "--max-new-tokens", 2)[0] == 0
+    assert [row["index"] for row in results(out)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_without_results_a_stopped_file_begins_anew_with_other_settings(run, prompts, killed, left):
+    out = killed("--max-new-tokens", 3)
+    code, _, err = run("--file", prompts, "--out", out, "--max-new-tokens", 2, "--seed", 6)
+    assert code == cli.EXIT_USAGE
+    assert f"{out} was begun with max_new_tokens = 3, and now it is 2; remove it to begin" in err
+    out.unlink()
+    if left is not None:
+        out.write_text(left)
+    assert run("--file", prompts, "--out", out, "--max-new-tokens", 2, "--seed", 6)[0] == 0
+    assert [row["seed"] for row in results(out)] == [6, 6, 6, 9, 6]
+    assert sorted(out.parent.iterdir()) == [out, prompts]
+
+
+def test_a_prompt_that_the_tokenizer_cannot_encode_is_found_first(run, tmp_path):
+    tokenizer = of_characters("abc", tmp_path)
+    model = GPTModel(
+        GPTConfig(vocab_size=tokenizer.n_vocab, context_length=8, emb_dim=8, n_heads=2, n_layers=1)
+    )
+    gptrs.save_checkpoint(model, tmp_path / "model", tokenizer=tokenizer)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "abc"}\n' * 100 + '{"prompt": "abcd"}\n')
+    out = tmp_path / "out.jsonl"
+    for where in (("--out", out), ()):
+        code, printed, err = run("--model", tmp_path / "model", "--file", file, *where)
+        assert (code, printed, err.count("\n")) == (cli.EXIT_USAGE, "", 1)
+        assert f"{file}:101: " in err
+        assert "'d'" in err
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "model", file]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -264,6 +401,12 @@ def test_results_of_other_prompts_are_not_gone_on_with(run, prompts, tmp_path, m
         (b'{"prompt": "x", "regex": 5}', ":3: regex is a text, found 5"),
         (b'{"prompt": "x", "choices": "yes"}', ":3: choices is a list of texts, found 'yes'"),
         (b'{"prompt": "x", "choices": [1]}', ":3: choices is a list of texts, found [1]"),
+        (b'{"prompt": "x\\ud800"}', ":3: \\ud800 is half a character: no UTF-8 has it"),
+        (b'{"prompt": "x", "id": "\\ude00"}', ":3: \\ude00 is half a character"),
+        (
+            b'{"prompt": "' + b" x" * 33 + b'", "overflow": "stop"}',
+            ":3: the prompt has 33 tokens; with overflow 'stop' it may have at most 32",
+        ),
     ],
 )
 def test_a_bad_line_is_found_before_anything_is_written(run, tmp_path, line, message):
@@ -304,6 +447,10 @@ def test_the_texts_do_not_go_where_the_prompts_are_or_nothing_can_be(run, prompt
     code, _, err = run("--file", prompts, "--out", tmp_path / "none" / "out.jsonl")
     assert code == cli.EXIT_USAGE
     assert f"there is no folder {tmp_path / 'none'}" in err
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run("--file", prompts, "--out", tmp_path / "pipe")
+    assert code == cli.EXIT_USAGE
+    assert "is no file to go on with: without --out the texts are printed" in err
 
 
 def test_rust_and_pytorch_write_the_same_and_int8_is_rusts(run, tmp_path):

@@ -3,12 +3,14 @@
 import io
 import json
 import math
+import os
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from gptrs.config import GPTConfig
+from gptrs.errors import TrainingError
 from gptrs.training.callbacks import Evaluation, Sample, StepRecord
 from gptrs.training.reports import progress as run_progress
 from gptrs.training.reports.log import MetricsLog
@@ -132,6 +134,19 @@ def test_what_a_resumed_run_was_told_otherwise_counts_from_then_on(tmp_path):
     log.on_end(run, "finished")
     metrics = read_run(tmp_path)
     assert (metrics.num_steps, metrics.start["config"]) == (9, {"steps": 9})
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_disk_that_is_full_ends_the_run_and_says_how_it_goes_on(tmp_path):
+    log, run = MetricsLog(), run_in(tmp_path)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(TrainingError) as info:
+        log.on_start(run)
+    assert str(info.value) == (
+        f"{tmp_path / 'metrics.jsonl'} cannot be written: No space left on device; once it can, "
+        f"`gptrs train --resume {tmp_path}` goes on from the newest checkpoint"
+    )
+    log.on_end(run, "failed")  # Nor does it try again.
 
 
 def test_a_run_that_never_began_writes_nothing(tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -243,6 +244,56 @@ def test_threads_may_share_a_sampler():
         drawn = list(pool.map(lambda _: tuple(sampler(logits).tolist()), range(40)))
     # Calls take turns, so that the positions 0 to 39 come once each.
     assert sorted(drawn) == sorted(tuple(expected(logits).tolist()) for _ in range(40))
+
+
+COPIES = pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+SETTINGS = pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        SamplingConfig(seed=1, top_k=9, repetition_penalty=1.3, logit_bias={3: 1.5}),
+        [SamplingConfig(seed=2), SamplingConfig(temperature=0.5, bad_words_ids=[[1, 2]])],
+    ],
+)
+
+
+@COPIES
+@SETTINGS
+def test_a_copied_sampler_draws_the_same_tokens(config, copied):
+    logits = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
+    sampler = Sampler(config, threads=1)
+    twin = copied(sampler)
+    assert (twin.config, twin.seed) == (sampler.config, sampler.seed)
+    for _ in range(20):
+        assert twin(logits).tolist() == sampler(logits).tolist()
+
+
+@COPIES
+@SETTINGS
+def test_a_sampler_can_be_copied_after_calls_of_which_it_keeps_nothing(config, copied):
+    logits = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)
+    sampler = Sampler(config)
+    for position in range(5):
+        sampler(logits, positions=[position] * 2, history=[[1], [2]])
+    sampler.probabilities(logits)
+    sampler.log_probs(logits, [0, 1])
+    twin = copied(sampler)
+    assert twin(logits).tolist() == sampler(logits).tolist()
+
+
+@COPIES
+def test_a_sampler_that_keeps_what_it_drew_is_not_copied(copied):
+    logits = np.zeros((2, 50), dtype=np.float32)
+    at = {"positions": [0, 0]}
+    penalty = SamplingConfig(presence_penalty=1.0)
+    for config, counters, without in [(None, {}, "positions"), (penalty, at, "history")]:
+        sampler = Sampler(config)
+        sampler(logits, **counters)
+        with pytest.raises(GenerationError, match=f"has drawn without {without}.* copy it before"):
+            copied(sampler)
+    sampler = Sampler(SamplingConfig(temperature=0.5))
+    sampler(logits, **at)
+    assert copied(sampler).seed == sampler.seed
 
 
 def test_configs_are_equal_hashable_and_pickled_by_value():

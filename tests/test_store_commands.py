@@ -97,6 +97,23 @@ def test_without_matplotlib_a_picture_is_refused_with_the_pip_line(run, train, m
     assert (code, 'pip install "gptrs[plots]"' in err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.txt", "x.txt: a picture's name ends in .png, .svg, .pdf"),
+        ("no/x.png", "there is no folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_tokens_are_counted(
+    run, train, tmp_path, name, message
+):
+    code, out, err = run("inspect", train, "--plot", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "counting" not in err
+    assert err.count("\n") == 1
+
+
 def test_an_empty_store_can_be_looked_at(run, tmp_path):
     (tmp_path / "empty.bin").write_bytes(b"")
     for arguments in (["inspect", "--plot", tmp_path / "empty.png"], ["verify"]):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptrs.errors import SourceError
+from gptrs.store.inputs import find_inputs
 from gptrs.text.reading import decode_utf8, find_text_files, help_topics, read_text
 
 
@@ -66,6 +67,49 @@ def test_folders_give_their_text_files_at_any_depth_in_order(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_folder_gives_the_text_files_that_a_store_is_built_from(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("in/a.txt", "in/B.TXT", "in/.hidden.md", "in/deep/d.Md", "real/c.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
+    found = find_text_files([tmp_path / "in"])
+    assert [file.relative_to(tmp_path / "in").as_posix() for file in found] == [
+        ".hidden.md", "B.TXT", "a.txt", "deep/d.Md", "link/c.txt",
+    ]  # fmt: skip
+    assert [str(file) for file in found] == [item.name for item in find_inputs(tmp_path / "in")]
+
+
+def test_links_that_lead_nowhere_or_round_in_a_circle_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    link = tmp_path / "b.txt"
+    for target, told in {
+        "nowhere": r"b\.txt: cannot be read: No such file",
+        "b.txt": r"b\.txt: cannot be read: Too many levels",
+        ".": r"b\.txt: a link leads back to .*, which it is in",
+    }.items():
+        link.symlink_to(target)
+        with pytest.raises(SourceError, match=told):
+            find_text_files([tmp_path])
+        link.unlink()
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    # Not by its mode: a test that runs as root may read everything.
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(SourceError, match="sub: cannot be read: Permission denied"):
+        find_text_files([tmp_path])
+
+
 def test_a_folder_without_text_and_a_missing_path_are_named(tmp_path):
     with pytest.raises(SourceError, match=r"no \.txt or \.md file"):
         find_text_files([tmp_path])
@@ -100,6 +144,13 @@ GZIP, ZSTD = gzip.compress(b"a text", mtime=0), bytes.fromhex("28b52ffd240001000
 def test_a_compressed_file_is_named_and_how_it_is_unpacked(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=told):
+        find_text_files([tmp_path / name])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "A.PARQUET"])
+def test_parquet_is_named_and_what_reads_it(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PAR1\x84PAR1")
+    with pytest.raises(SourceError, match=f"{name}: is Parquet, not text; `gptrs build` reads it"):
         find_text_files([tmp_path / name])
 
 

@@ -113,6 +113,12 @@ def test_what_is_loaded_is_saved_byte_for_byte(saved, tmp_path):
 
 
 @KINDS
+def test_a_byte_order_mark_is_no_part_of_the_file(saved, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())
+    assert Tokenizer.load(tmp_path) == Tokenizer.load(saved)
+
+
+@KINDS
 def test_a_tokenizer_is_found_by_its_file_and_by_its_directory(saved, tmp_path):
     tokenizer = Tokenizer.load(saved)
     assert tokenizer.save(tmp_path) == tmp_path / "tokenizer.json"

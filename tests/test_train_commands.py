@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -128,6 +129,71 @@ def test_training_goes_on_from_weights_and_with_their_tokenizer(run, text, train
     first = next(json.loads(line) for line in lines if json.loads(line)["event"] == "evaluation")
     assert first["val_loss"] == pytest.approx(before, rel=1e-5)
     assert gptrs.load_checkpoint(tmp_path / "more")[1] == gptrs.load_checkpoint(trained)[1]
+
+
+OTHER_TEXT = TEXT.translate(str.maketrans("abcdefgh", "ABCDEFGH"))
+"""As many characters as the text, and other ones."""
+
+
+@pytest.fixture
+def others(text, tmp_path):
+    """The text in as many other characters: itself, a tokenizer of it, and a store."""
+    other = tmp_path / "other.txt"
+    other.write_text(OTHER_TEXT)
+    tokenizer = gptrs.train_tokenizer(other, kind="char")
+    assert tokenizer.n_vocab == gptrs.train_tokenizer(text, kind="char").n_vocab
+    tokenizer.save(tmp_path / "other.json")
+    gptrs.build_store(other, tmp_path / "other", tokenizer=tokenizer)
+    return other, tmp_path / "other.json", tmp_path / "other"
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora", "2"]])
+def test_weights_are_not_trained_on_ids_of_another_tokenizer(run, trained, others, tmp_path, lora):
+    other, tokenizer, store = others
+    learned, found = (
+        gptrs.get_tokenizer(path)._core.fingerprint()[:8] for path in (trained, tokenizer)
+    )
+    for arguments, way in (
+        ([other, "--tokenizer", "char"], "leave --tokenizer out to take that of the weights"),
+        ([other, "--tokenizer", tokenizer], "leave --tokenizer out to take that of the weights"),
+        ([store], "build a store with the tokenizer of the weights"),
+    ):
+        options = ["--init", trained, *lora, *QUICK, "--out", tmp_path / "more"]
+        code, _, err = run("train", *arguments, *options)
+        assert code == 2
+        assert (
+            f"{trained} has learned the ids of the tokenizer beside it, char-29 ({learned})" in err
+        )
+        assert f"{arguments[0]} is in those of char-29 ({found}): {way}" in err
+        assert not (tmp_path / "more").exists()
+
+
+def test_ids_that_cannot_be_compared_with_the_weights_or_are_theirs_are_taken(
+    run, text, trained, others, tmp_path
+):
+    _, tokenizer, store = others
+    own = gptrs.build_store(text, tmp_path / "own", tokenizer=trained)
+    gptrs.convert_store(own, tmp_path / "own.bin", to="nanogpt")
+    bare = tmp_path / "bare"
+    gptrs.save_checkpoint(gptrs.load_checkpoint(trained)[0], bare)
+    for number, (data, weights, *lora) in enumerate(
+        [
+            (tmp_path / "own", trained, "--lora", 2),
+            (tmp_path / "own.bin", trained),
+            (store, bare),
+        ]
+    ):
+        out = tmp_path / f"more-{number}"
+        code, said, err = run("train", data, "--init", weights, *lora, *QUICK, "--out", out)
+        assert code == 0, err
+        names_none = "own.bin names no tokenizer: taken for char-29's, with 29 ids\n"
+        assert (names_none in said) is (data.suffix == ".bin")
+        made_by = gptrs.TokenStore.open(data, trained if data.suffix else None).tokenizer
+        assert gptrs.load_checkpoint(out)[1] == made_by
+    # Of a run that goes on, the checkpoint says what its ids are.
+    shutil.copy(tokenizer, trained / "checkpoint" / "tokenizer.json")
+    code, _, err = run("train", "--resume", tmp_path / "more-0", "--steps", 4)
+    assert code == 0, err
 
 
 def rates(run_dir):
@@ -380,6 +446,98 @@ def test_compressed_text_is_not_trained_on_as_noise(run, tmp_path):
     assert code == 0, err
     code, _, err = run("train", tmp_path / "store", *TINY, "--out", tmp_path / "run")
     assert code == 0, err
+
+
+def test_a_store_is_not_trained_on_under_the_name_of_another_tokenizer(run, others, tmp_path):
+    _, tokenizer, store = others
+    options = [*TINY, "--out", tmp_path / "run"]
+    for spec, told in {
+        "gpt2": f"{store} has ids of its own tokenizer, char-29 (",
+        "nowhere.json": "no tokenizer is named 'nowhere.json', and no such path exists",
+    }.items():
+        code, _, err = run("train", store, "--tokenizer", spec, *options)
+        assert code == 2
+        assert told in err
+        assert not (tmp_path / "run").exists()
+    code, _, err = run("train", store, "--tokenizer", tokenizer, *options)
+    assert code == 0, err
+    (store / "tokenizer.json").unlink()
+    code, _, err = run("train", "--resume", tmp_path / "run", "--steps", 4)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "is not beside it"), ("{", "cannot be used"), ("another", "is another tokenizer")],
+)
+def test_a_store_whose_tokenizer_is_not_there_says_so_when_training_begins(
+    run, text, trained, others, tmp_path, content, told
+):
+    _, tokenizer, store = others
+    file = store / "tokenizer.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(
+            (trained / "tokenizer.json").read_text() if content == "another" else content
+        )
+    code, out, err = run("train", store, *TINY, "--out", tmp_path / "none")
+    assert code == 0, err
+    first = out.splitlines()[0]
+    assert first.startswith("the model will take no text unless --tokenizer names its tokenizer: ")
+    assert told in first
+    options = ["--tokenizer", tokenizer, *TINY, "--out", tmp_path / "named"]
+    code, out, err = run("train", store, *options)
+    assert code == 0, err
+    assert "will take no text" not in out
+    assert gptrs.load_checkpoint(tmp_path / "named")[1] == gptrs.get_tokenizer(tokenizer)
+    # Weights that have learned its ids have it too.
+    again = ["--init", tmp_path / "named", *QUICK, "--out", tmp_path / "again"]
+    code, out, err = run("train", store, *again)
+    assert code == 0, err
+    assert gptrs.load_checkpoint(tmp_path / "again")[1] == gptrs.get_tokenizer(tokenizer)
+
+
+def written_to(pipe, content):
+    """A thread that waits until somebody reads the pipe."""
+    thread = threading.Thread(target=pipe.write_text, args=[content], daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="here there are no pipes with a name")
+def test_text_from_a_pipe_is_read_once_or_refused(run, text, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for spec, inputs in (("char", [text, pipe]), ("auto", [pipe]), ("char", [text, "--val", pipe])):
+        code, _, err = run("train", *inputs, *TINY, "--tokenizer", spec, "--out", tmp_path / "run")
+        assert code == 2
+        assert f"{pipe}: can be read once only, as a pipe, and --tokenizer {spec} reads" in err
+    options = [*SHAPE, *QUICK, "--out", tmp_path / "run"]
+    tokenizer = gptrs.train_tokenizer(text, kind="char").save(tmp_path)
+    writer = written_to(pipe, TEXT)
+    code, _, err = run("train", text, pipe, "--tokenizer", tokenizer, *options)
+    writer.join()
+    assert code == 0, err
+    begun = start(tmp_path / "run")
+    held_out = begun["num_validation_tokens"]
+    assert abs(begun["num_train_tokens"] + held_out - 2 * (len(TEXT) + 1)) <= 8
+    for content in ("", TEXT[:600]):
+        writer = written_to(pipe, content)
+        code, _, err = run("train", "--resume", tmp_path / "run", "--steps", 5)
+        writer.join()
+        assert code == 2
+        assert "its data's tokens was" in err
+    writer = written_to(pipe, TEXT)
+    code, _, err = run("train", "--resume", tmp_path / "run", "--steps", 5)
+    writer.join()
+    assert code == 0, err
+
+
+def test_parquet_is_not_trained_on_as_text(run, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x84PAR1")
+    code, _, err = run("train", tmp_path / "a.parquet", *TINY)
+    assert code == 2
+    assert "a.parquet: is Parquet, not text; `gptrs build` reads it" in err
 
 
 def test_a_dry_run_tells_and_writes_nothing(run, text, tmp_path):

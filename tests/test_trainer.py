@@ -16,7 +16,14 @@ from torch.nn import functional as F
 import gptrs
 from gptrs.config import GPTConfig
 from gptrs.devices import choose_device, choose_precision
-from gptrs.errors import CheckpointError, ConfigError, DataError, TokenIdError, TrainingError
+from gptrs.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    TokenIdError,
+    TokenizerError,
+    TrainingError,
+)
 from gptrs.interrupts import stop_on_signals
 from gptrs.model.gpt import GPTModel
 from gptrs.text import corpus
@@ -350,6 +357,27 @@ def test_a_second_ctrl_c_is_not_swallowed():
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_but_not_under_nohup(
+    model, tokens, tmp_path
+):
+    def hang_up(evaluation):
+        if evaluation.step == 2:
+            signal.raise_signal(signal.SIGHUP)
+
+    result = train(model, tokens, settings(), run_dir=tmp_path, callbacks=[OnEvaluation(hang_up)])
+    assert (result.reason, result.last.step) == ("terminated", 2)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.reason is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_training_outside_the_main_thread_works(model, tokens, tmp_path):
     results = []
     thread = threading.Thread(
@@ -664,6 +692,39 @@ def test_what_train_cannot_take_is_refused_before_anything_is_written(model, tok
     with pytest.raises(ConfigError, match="sample_prompts are texts, which need a tokenizer"):
         train(model, tokens, settings(sample_prompts=["a"]), run_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrower_weights_are_trained_in_float32(model, tokens, tmp_path, dtype):
+    same = copy.deepcopy(model.to(dtype)).float()
+    weight = model.tok_emb.weight
+    for each, folder in ((model, "narrow"), (same, "float32")):
+        train(each, tokens, settings(), run_dir=tmp_path / folder)
+    assert model.tok_emb.weight is weight
+    torch.testing.assert_close(model.state_dict(), same.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prompts": ("ab", "日本")}, TokenizerError, "日"),
+        ({"callbacks": [print]}, ConfigError, "a callback is a gptrs.Callback; found <built-in"),
+    ],
+)
+def test_what_would_end_a_run_later_is_refused_before_it_is_begun(
+    tmp_path, options, error, message
+):
+    (tmp_path / "text.txt").write_text("abc" * 200)
+    tokenizer = gptrs.train_tokenizer(tmp_path / "text.txt", kind="char")
+    cfg = GPTConfig(
+        vocab_size=tokenizer.n_vocab, context_length=T, emb_dim=8, n_heads=2, n_layers=1
+    )
+    config = settings(sample_prompts=options.get("prompts", ()))
+    ids = tokenizer.encode("abc" * 200)
+    run_dir, callbacks = tmp_path / "run", options.get("callbacks", ())
+    with pytest.raises(error, match=message):
+        train(GPTModel(cfg), ids, config, run_dir=run_dir, tokenizer=tokenizer, callbacks=callbacks)
+    assert not run_dir.exists() or not any(run_dir.iterdir())
 
 
 def test_prompts_may_be_a_list():

@@ -219,6 +219,12 @@ def test_a_file_may_have_numbers_of_the_model_as_whole_ones(tmp_path):
     assert read_settings(file).model == {"drop_rate": 0, "pos": "rope", "rel_max_distance": None}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    file = tmp_path / "file.toml"
+    file.write_text("steps = 3\n", "utf-8-sig")
+    assert read_settings(file).training == {"steps": 3}
+
+
 def test_what_else_a_run_is_told_stands_in_a_table_of_its_own(tmp_path):
     file = tmp_path / "file.toml"
     file.write_text('steps = 3\n[run]\ndata = ["a.txt"]\nlora = 2\ntensorboard = true\n')

@@ -339,3 +339,32 @@ def test_the_command_refuses_a_place_that_is_none_before_it_learns(tmp_path):
         done = CliRunner().invoke(word2vec, [str(path), "--out", str(out)])
         assert isinstance(done.exception, ConfigError)
         assert "cannot be written" in str(done.exception)
+
+
+@pytest.mark.parametrize("place", ["text.txt", "folder", "tokenizer", "store"])
+def test_the_command_never_writes_over_what_it_reads(tmp_path, place):
+    text = saved(tmp_path / "text.txt", groups(0, 10))
+    tokenizer = get_tokenizer("gpt2").save(tmp_path)
+    build_store(text, tmp_path / "store")
+    inputs, out = {
+        "text.txt": ([str(text)], text),
+        "folder": ([str(tmp_path)], text),
+        "tokenizer": ([str(text), "--tokens", "--tokenizer", str(tokenizer)], tokenizer),
+        "store": ([str(tmp_path / "store")], tmp_path / "store" / "tokens-00000.npy"),
+    }[place]
+    before = out.read_bytes()
+    done = CliRunner().invoke(word2vec, [*inputs, "--out", str(out), "--min-count", "1"])
+    assert isinstance(done.exception, ConfigError)
+    assert "it is what is read" in str(done.exception)
+    assert out.read_bytes() == before
+
+
+def test_the_command_writes_over_the_vectors_that_it_wrote(tmp_path):
+    text = saved(tmp_path / "text.txt", groups(0, 10))
+    build_store(text, tmp_path / "store")
+    out = tmp_path / "store" / "vectors.bin"
+    out.write_bytes(b"of before")
+    options = ["--out", str(out), "--vector-size", "2"]
+    done = CliRunner().invoke(word2vec, [str(tmp_path / "store"), *options])
+    assert done.exit_code == 0, done.output
+    assert WordVectors.load(out).vector_size == 2

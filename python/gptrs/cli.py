@@ -60,6 +60,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line, `sys.argv[1:]` by default, and returns its exit code."""
     _keep_waiting_threads_from_spinning()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A console that lacks a character still prints.
@@ -87,6 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "stopped", EXIT_INTERRUPT)
     return code
+
+
+def _open_closed_streams() -> None:
+    """Puts the null device where a standard stream is closed, and Python has None for it.
+
+    In its place, not beside: no file that is opened later gets the number of standard output.
+    """
+    for name in ("stdin", "stdout", "stderr"):  # By number: each opens as the lowest that is free.
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8", closefd=False))
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests to stop at the next good moment."""
+"""Ctrl-C, SIGTERM and a terminal that closes as requests to stop at the next good moment."""
 
 import signal
 import threading
@@ -8,6 +8,9 @@ from types import FrameType
 from typing import Literal
 
 StopReason = Literal["interrupted", "terminated"]
+
+_ENDING = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+"""The second is what a terminal that closes sends to what runs in it."""
 
 
 class StopRequest:
@@ -23,10 +26,11 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """A request that the first Ctrl-C or SIGTERM sets, instead of ending the process.
+    """A request that the first Ctrl-C, SIGTERM or SIGHUP sets, instead of ending the process.
 
-    A second Ctrl-C raises KeyboardInterrupt, a second SIGTERM ends the process as ever. Outside the
-    main thread, where Python allows no signal handler, nothing changes.
+    A second Ctrl-C raises KeyboardInterrupt, a second SIGTERM ends the process as ever. A signal
+    that is ignored stays so, as nohup wants it. Outside the main thread, where Python allows no
+    signal handler, nothing changes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -40,11 +44,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def on_terminate(signum: int, frame: FrameType | None) -> None:
         request.reason = "terminated"
-        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+        signal.signal(signum, before[signal.Signals(signum)])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_ENDING)}
     signal.signal(signal.SIGINT, on_interrupt)
-    signal.signal(signal.SIGTERM, on_terminate)
+    for number in _ENDING:
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, on_terminate)
     try:
         yield request
     finally:

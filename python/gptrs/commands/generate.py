@@ -148,7 +148,7 @@ def generate(
     if file is not None:
         from gptrs.commands.prompt_files import generate_file
 
-        generate_file(generator, file, out, settings, model=model)
+        generate_file(generator, file, out, settings, model=model, dtype=dtype)
     elif show_probs:
         _print_probabilities(generator, prompt or "", settings)
     else:
@@ -172,6 +172,8 @@ def _check_out(out: Path, file: Path) -> None:
         raise ConfigError(f"{out} cannot be written: there is no folder {out.parent}")
     if out.exists() and out.samefile(file):
         raise ConfigError(f"{out} has the prompts: --out names another file, for the texts")
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"{out} is no file to go on with: without --out the texts are printed")
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from gptrs.commands.plot_output import check_out
 from gptrs.errors import ConfigError, StoreError
 from gptrs.store.token_store import (
     FOLDER_FORMAT,
@@ -73,6 +74,8 @@ def inspect(
     Totals, how long documents are, which tokens are frequent, and some of the text. Reads all
     tokens, or a --sample.
     """
+    if plot is not None:
+        check_out(plot)
     store = _open(path, spec)
     windows = _windows(len(store), length, numbers, num_windows, seed)
     tokenizer = _known_tokenizer(store)

@@ -58,6 +58,7 @@ def train_tokenizer(
     if not output.is_dir() and not output.parent.is_dir():
         raise ConfigError(f"{output} cannot be written: there is no folder {output.parent}")
     files = find_text_files(data)
+    refuse_input(output / FILE_NAME if output.is_dir() else output, files)
     num_merges = None if vocab_size is None else max(0, vocab_size - 256 - len(special_tokens))
     with tqdm(desc="merges", total=num_merges, unit="", delay=0.2) as bar:
         tokenizer = learn(
@@ -74,6 +75,18 @@ def train_tokenizer(
         f"{tokenizer.n_vocab:,} ids are in {file}\n\n"
         f"Train with it:\n  gptrs train {' '.join(map(str, data))} --tokenizer {file}"
     )
+
+
+def refuse_input(out: Path, files: Iterable[str | Path]) -> None:
+    """Refuses to write over what is read.
+
+    Args:
+        files: what is read; not looked at where `out` is yet to be made.
+    Raises:
+        ConfigError: `out` is one of them.
+    """
+    if out.exists() and any(map(out.samefile, files)):
+        raise ConfigError(f"{out} cannot be written: it is what is read; name another file")
 
 
 @click.command()

@@ -27,7 +27,13 @@ from gptrs.errors import ConfigError, GptrsError, SourceError
 from gptrs.launched import local_rank, num_processes, num_restarts, one_voice
 from gptrs.training.callbacks import Callback
 from gptrs.training.config import TrainingConfig
-from gptrs.training.plan import Plan, read_plan, remove_plan, write_plan
+from gptrs.training.plan import (
+    Plan,
+    read_plan,
+    refuse_folder_of_others,
+    remove_plan,
+    write_plan,
+)
 from gptrs.training.settings import Settings, describe_settings, parse_settings
 from gptrs.weights.missing import no_such_path
 
@@ -162,6 +168,7 @@ def _begin(plan: Plan, out: Path | None, runs_dir: Path, tensorboard: bool) -> i
             if world.most(num_restarts()) and has_run(out):
                 return _go_on(out, {}, tensorboard)
             check_folder(out, resume=False)
+            refuse_folder_of_others(out)
         else:
             check_runs_dir(runs_dir)
         with ExitStack() as held:
@@ -183,8 +190,7 @@ def _train(plan: Plan, job: Job, run_dir: Path, callbacks: Sequence[Callback]) -
     is_first = job.world.rank == 0
     try:
         if is_first:
-            settled = plan if plan.init is not None else plan.settled(job.model.cfg)
-            write_plan(settled, job.inputs.tokenizer, run_dir)
+            write_plan(plan.settled(job.model.cfg), job.inputs.tokenizer, run_dir)
         return job.train(run_dir, callbacks)
     except GptrsError:
         if is_first and not has_run(run_dir):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gptrs.commands.tokens import refuse_input
 from gptrs.errors import ConfigError
+from gptrs.text.tokenizer import FILE_NAME
 
 
 @click.command()
@@ -59,11 +62,12 @@ def word2vec(inputs: tuple[str, ...], out: Path, tokens: bool, spec: str, **sett
     if out.is_dir() or not out.parent.is_dir():
         why = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise ConfigError(f"{out} cannot be written: {why}")
+    is_store = len(inputs) == 1 and Path(inputs[0], "manifest.json").is_file()
+    tokenizer = spec if tokens and not is_store else None
+    refuse_input(out, _files_read(inputs, tokenizer, is_store))
 
     from gptrs.embeddings.word2vec import train_word2vec
 
-    is_store = len(inputs) == 1 and Path(inputs[0], "manifest.json").is_file()
-    tokenizer = spec if tokens and not is_store else None
     start = time.perf_counter()
     vectors = train_word2vec(list(inputs), tokenizer=tokenizer, progress=True, **settings)
     seconds = time.perf_counter() - start
@@ -77,3 +81,16 @@ def word2vec(inputs: tuple[str, ...], out: Path, tokens: bool, spec: str, **sett
         f'  python -c "from gptrs import WordVectors; '
         f'print(WordVectors.load({str(out)!r}).most_similar({vectors.words[0]!r}))"'
     )
+
+
+def _files_read(inputs: tuple[str, ...], tokenizer: str | None, is_store: bool) -> Iterator[Path]:
+    """The files of the text and of the tokenizer, or of the store."""
+    if is_store:
+        yield from (file for file in Path(inputs[0]).iterdir() if file.suffix in (".json", ".npy"))
+        return
+    from gptrs.store.inputs import find_inputs
+
+    named = [Path(source.name) for source in find_inputs(list(inputs))]
+    if tokenizer is not None:
+        named += [Path(tokenizer), Path(tokenizer, FILE_NAME)]
+    yield from filter(Path.is_file, named)  # No "-", and no tokenizer that is a name only.

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     """A sequence's output so far, or its prompt and its output; ids in a list, array or tensor."""
 
 
+_PLAIN = SamplingConfig()
+_LOOKS_BACK = (
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "min_new_tokens",
+)
+"""The settings that ask for a history, unless they are as in `_PLAIN`."""
+
+
 class LogProbs(NamedTuple):
     """Natural logarithms of probabilities: arrays, or tensors if the logits were one."""
 
@@ -46,7 +58,8 @@ class Sampler:
 
     Rows are the sequences 0..B-1 and each call is the next position, counted from 0, unless
     `sequences` and `positions` say otherwise. The draw depends on (seed, sequence, position), the
-    row and its history alone. Threads may share a sampler: their calls take turns.
+    row and its history alone. Threads may share a sampler: their calls take turns. Before its
+    first call it can be copied and pickled, and later if each was given `positions` and `history`.
 
     >>> Sampler(SamplingConfig(temperature=0.0))([[0.1, 2.0, 0.3]])
     array([1])
@@ -67,7 +80,27 @@ class Sampler:
         seeds = [fresh_seed() if c.seed is None else int(c.seed) for c in configs]
         self.config = configs[0] if config is None else config
         self.seed: int | list[int] = seeds if isinstance(config, Sequence) else seeds[0]
-        self._core = _core.Sampler([c.to_core() for c in configs], seeds, threads=threads)
+        self._looks_back = any(map(_looks_back, configs))
+        self._keeps: str | None = None
+        self._threads = threads
+        self._core = self._new_core()
+
+    def _new_core(self) -> _core.Sampler:
+        seeds = [self.seed] if isinstance(self.seed, int) else self.seed
+        configs = [config.to_core() for config in _as_list(self.config)]
+        return _core.Sampler(configs, seeds, threads=self._threads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._keeps is not None:
+            raise GenerationError(
+                f"this sampler has drawn without {self._keeps}, and what it keeps of that cannot "
+                "be copied: copy it before its first call, or give each call positions and history"
+            )
+        return {name: value for name, value in self.__dict__.items() if name != "_core"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._core = self._new_core()
 
     @overload
     def __call__(
@@ -116,6 +149,10 @@ class Sampler:
             positions=_counters("positions", positions),
             history=_histories(history),
         )
+        if positions is None:
+            self._keeps = "positions"
+        elif history is None and self._looks_back:
+            self._keeps = "history"
         return ids if torch is None else torch.from_numpy(ids)
 
     @overload
@@ -175,6 +212,11 @@ def _as_list(config: object) -> list[SamplingConfig]:
     ):
         raise ConfigError(f"config is a SamplingConfig or a list of them, found {config!r}")
     return list(configs)
+
+
+def _looks_back(config: SamplingConfig) -> bool:
+    """Whether a draw may depend on the tokens before it."""
+    return any(getattr(config, name) != getattr(_PLAIN, name) for name in _LOOKS_BACK)
 
 
 def _readable(logits: Any) -> tuple[Any, ModuleType | None]:

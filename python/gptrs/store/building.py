@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gptrs import _core
-from gptrs.errors import ConfigError, StoreError
+from gptrs.errors import ConfigError, SourceError, StoreError
 from gptrs.store.inputs import Input, InputFormat, find_inputs
 from gptrs.store.rows import check_rows, row_batches
 from gptrs.store.token_store import SHARD_TOKENS, TokenStore
 from gptrs.text.named_tokenizers import own_tokenizer
-from gptrs.text.tokenizer import Tokenizer
+from gptrs.text.tokenizer import FILE_NAME, Tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -94,7 +94,7 @@ def build_store(
         StoreError: `out` is a file, cannot be written or holds a store, another build is under way
             there, or one was begun with other inputs or settings.
         TokenizerError: there is no such tokenizer.
-        ConfigError: a setting makes no sense.
+        ConfigError: a setting makes no sense, or the store's file would be written over an input.
         MissingExtraError: an input is a Parquet file, and pyarrow is not installed.
     """
     if errors not in ("strict", "replace"):
@@ -103,6 +103,8 @@ def build_store(
     own = own_tokenizer(tokenizer)
     memory_bytes = parse_bytes(memory)
     sources = find_inputs(inputs, input_format)
+    _refuse_other_names(sources)
+    _refuse_tokenizer_file(out, sources)
     check_rows(sources, text_key)
     with (
         _progress_bar(progress) as show,
@@ -198,6 +200,28 @@ def parse_bytes(size: int | str) -> int:
 def _refuse_file(out: str | os.PathLike[str]) -> None:
     if Path(out).exists() and not Path(out).is_dir():
         raise StoreError(f"{os.fspath(out)} cannot be written: it is a file, and a store a folder")
+
+
+def _refuse_other_names(sources: Sequence[Input]) -> None:
+    """Raises SourceError for names that are not UTF-8, which no manifest could have."""
+    for source in sources:
+        try:
+            source.name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(source.name).decode(errors="backslashreplace")
+            raise SourceError(f"{shown}: its name is not UTF-8; give it another") from None
+
+
+def _refuse_tokenizer_file(out: str | os.PathLike[str], sources: Sequence[Input]) -> None:
+    """Raises ConfigError for an input that is where the store is to have its tokenizer."""
+    places = [Path(out, part, FILE_NAME) for part in ("", "train", "val")]
+    for place in filter(Path.is_file, places):
+        for source in sources:
+            if source.texts is None and os.path.isfile(source.name) and place.samefile(source.name):
+                raise ConfigError(
+                    f"{place} is an input, and the store's tokenizer would be written over it: "
+                    "name another folder for the store"
+                )
 
 
 def _add_rows(

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from gptrs.errors import ConfigError, SourceError
+from gptrs.text.reading import PARQUET_SUFFIX, files_under, not_read
 
 STANDARD_INPUT: Final = "-"
 COMPRESSED_SUFFIXES: Final = (".gz", ".zst")
 SUFFIXES: Final = (".txt", ".md", ".jsonl")
 """What is read from a folder, compressed or not; and `PARQUET_SUFFIX`."""
-PARQUET_SUFFIX: Final = ".parquet"
 SHOWN_FAILURES: Final = 3
 
 InputFormat = Literal["auto", "text", "jsonl"]
@@ -104,12 +104,12 @@ def _paths(item: str) -> Iterable[str]:
     except OSError as error:
         if glob.has_magic(item):
             return _matches(item)
-        raise _refused(item, error) from None
+        raise not_read(item, error) from None
     except ValueError as error:  # A NUL character, which no path has.
         raise SourceError(f"{item!r}: {error}") from None
     if not stat.S_ISDIR(mode):
         return [item]
-    files = list(_files_under(item))
+    files = list(files_under(item, _is_read))
     if not files:
         raise SourceError(
             f"{item}: no {', '.join(SUFFIXES)} or {PARQUET_SUFFIX} file in this folder"
@@ -124,32 +124,6 @@ def _matches(pattern: str) -> list[str]:
         folders = f"; {len(found)} folders do: add /** for what is in them" if found else ""
         raise SourceError(f"{pattern}: no file matches this pattern{folders}")
     return sorted(files, key=lambda path: path.split(os.sep))
-
-
-def _files_under(folder: str) -> Iterator[str]:
-    """The files to read at any depth, sorted by the parts of their paths; links are followed."""
-    # With each path, the folders on the way to it by device and inode; None for a file.
-    stack: list[tuple[str, dict[tuple[int, int], str] | None]] = [(folder, {})]
-    while stack:
-        path, above = stack.pop()
-        if above is None:
-            yield path
-            continue
-        try:
-            found = os.stat(path)
-            if (first := above.get(key := (found.st_dev, found.st_ino))) is not None:
-                raise SourceError(f"{path}: a link leads back to {first}, which it is in")
-            above = {**above, key: path}
-            for entry in sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True):
-                path = entry.path
-                if entry.is_dir():
-                    stack.append((path, above))
-                elif _is_read(entry.name):
-                    stack.append((path, None))
-        except SourceError:
-            raise
-        except OSError as error:  # Of a link too that leads to itself.
-            raise _refused(path, error) from None
 
 
 def _is_read(name: str) -> bool:
@@ -169,13 +143,7 @@ def _unreadable(inputs: list[Input]) -> Iterator[str]:
             if stat.S_ISREG(os.stat(item.name).st_mode):  # A pipe can be opened once only.
                 os.close(os.open(item.name, os.O_RDONLY))
         except OSError as error:
-            yield str(_refused(item.name, error))
-
-
-def _refused(path: str, error: OSError) -> SourceError:
-    if isinstance(error, FileNotFoundError) and not os.path.islink(path):
-        return SourceError(f"{path}: no such file or folder")
-    return SourceError(f"{path}: cannot be read: {error.strerror or error}")
+            yield str(not_read(item.name, error))
 
 
 def _summary(failures: list[str]) -> str:

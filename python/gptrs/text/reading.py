@@ -3,8 +3,10 @@
 Python's own help topics are a text that every installation has, for the demo and for trying things.
 """
 
+import os
 import shlex
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,7 @@ _COMPRESSED = {
 
 TEXT_SUFFIXES = (".txt", ".md")
 """What is read from a folder. A file that is named itself is read whatever it is called."""
+PARQUET_SUFFIX = ".parquet"
 
 
 def read_text(path: str | Path, *, errors: Literal["strict", "replace"] = "strict") -> str:
@@ -59,19 +62,68 @@ def decode_utf8(
 
 
 def find_text_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that `paths` name; a folder stands for its .txt and .md files at any depth, sorted.
+    """The files that `paths` name; a folder stands for its .txt and .md files, as `files_under`.
 
     Raises:
-        SourceError: a path does not exist, a folder holds no such file, a file is compressed, or
-            all of them are empty.
+        SourceError: a path does not exist or cannot be read, a folder holds no such file, a file is
+            compressed or Parquet, or all of them are empty.
     """
-    files = [file for path in paths for file in _files_under(Path(path))]
+    files = [file for path in paths for file in _named_by(Path(path))]
     for file in files:
-        _refuse_compressed(file)
-    if files and all(file.is_file() and not file.stat().st_size for file in files):
+        _refuse_what_build_reads(file)
+    found = [_stat(file) for file in files]
+    if files and all(stat.S_ISREG(each.st_mode) and not each.st_size for each in found):
         others = f", as all {len(files):,} files are" if len(files) > 1 else ""
         raise SourceError(f"{files[0]}: is empty{others}: there is no text to read")
     return files
+
+
+def files_under(folder: str, is_read: Callable[[str], bool]) -> Iterator[str]:
+    """The files at any depth whose names are read, sorted by the parts of their paths.
+
+    Links are followed.
+
+    Raises:
+        SourceError: a folder in it cannot be read, or links lead round in a circle.
+    """
+    # With each path, the folders on the way to it by device and inode; None for a file.
+    stack: list[tuple[str, dict[tuple[int, int], str] | None]] = [(folder, {})]
+    while stack:
+        path, above = stack.pop()
+        if above is None:
+            yield path
+            continue
+        try:
+            found = os.stat(path)
+            if (first := above.get(key := (found.st_dev, found.st_ino))) is not None:
+                raise SourceError(f"{path}: a link leads back to {first}, which it is in")
+            above = {**above, key: path}
+            for entry in sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True):
+                path = entry.path
+                if entry.is_dir():
+                    stack.append((path, above))
+                elif is_read(entry.name):
+                    stack.append((path, None))
+        except SourceError:
+            raise
+        except OSError as error:  # Of a link too that leads to itself.
+            raise not_read(path, error) from None
+
+
+def not_read(path: str | Path, error: OSError) -> SourceError:
+    """What to raise where the system does not let a path be read."""
+    if isinstance(error, FileNotFoundError) and not os.path.islink(path):
+        return SourceError(f"{path}: no such file or folder")
+    return SourceError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def refuse_pipes(files: Iterable[Path], why: str) -> None:
+    """Raises SourceError for what is no file on a disk: it can be read once only; `why` not so."""
+    for file in files:
+        if not file.is_file():
+            raise SourceError(
+                f"{file}: can be read once only, as a pipe, and {why}: write it to a file"
+            )
 
 
 def help_topics() -> str:
@@ -84,10 +136,14 @@ def help_topics() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _refuse_compressed(file: Path) -> None:
-    """Raises SourceError for what begins as a compressed file does, and no text in UTF-8 can."""
+def _refuse_what_build_reads(file: Path) -> None:
+    """Raises SourceError for Parquet, and for what begins as compressed files do and no text can."""
     if not file.is_file():  # What is read from a pipe is gone.
         return
+    if file.suffix.lower() == PARQUET_SUFFIX:
+        raise SourceError(
+            f"{file}: is Parquet, not text; `gptrs build` reads it, and makes a store to train on"
+        )
     try:
         with file.open("rb") as opened:
             begin = opened.read(max(map(len, _COMPRESSED)))
@@ -102,15 +158,24 @@ def _refuse_compressed(file: Path) -> None:
         raise SourceError(f"{file}: is compressed with {name}; unpack it{how}")
 
 
-def _files_under(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise SourceError(f"{path}: no such file or folder")
-    if not path.is_dir():
+def _named_by(path: Path) -> Iterator[Path]:
+    if not stat.S_ISDIR(_stat(path).st_mode):
         yield path
         return
-    files = sorted(
-        file for file in path.rglob("*") if file.is_file() and file.suffix in TEXT_SUFFIXES
-    )
+    files = [Path(file) for file in files_under(str(path), _is_text)]
     if not files:
         raise SourceError(f"{path}: no {' or '.join(TEXT_SUFFIXES)} file in this folder")
     yield from files
+
+
+def _is_text(name: str) -> bool:
+    return os.path.splitext(name.lower())[1] in TEXT_SUFFIXES
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise not_read(path, error) from None
+    except ValueError as error:  # A NUL character, which no path has.
+        raise SourceError(f"{str(path)!r}: {error}") from None

@@ -15,6 +15,7 @@ importing this module imports neither NumPy nor tiktoken nor torch.
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 
 from gptrs import _core
 from gptrs.errors import ConfigError, TokenizerError
@@ -380,4 +381,4 @@ def _content(file: Path) -> bytes:
         folder = file.parent
         if has_gpt2_file(folder) if file.name == FILE_NAME else is_gpt2_file(file):
             return read_gpt2_files(folder)
-    return file.read_bytes()
+    return file.read_bytes().removeprefix(BOM_UTF8)

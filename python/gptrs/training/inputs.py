@@ -25,7 +25,7 @@ from gptrs.model.lora import add_lora
 from gptrs.store.token_store import FOLDER_FORMAT, TokenStore
 from gptrs.text import corpus
 from gptrs.text.named_tokenizers import get_tokenizer, own_tokenizer
-from gptrs.text.reading import find_text_files
+from gptrs.text.reading import find_text_files, refuse_pipes
 from gptrs.text.tokenizer import Tokenizer
 from gptrs.text.tokenizer_training import train_tokenizer
 from gptrs.training.config import SMALL_GPT, TrainingConfig
@@ -37,6 +37,7 @@ from gptrs.training.instructions.template import (
     refuse_other_json,
 )
 from gptrs.training.model_choice import choose_model_here, choose_vocab_size
+from gptrs.training.parts import vocabulary
 from gptrs.weights.pretrained import config_of_pretrained, tokenizer_beside
 
 CHAR = "char"
@@ -60,7 +61,8 @@ class TokenInputs:
     tokenizer: Any
     """None: a store's own is not here."""
     vocabulary_reason: str | None = None
-    """Why the tokenizer is this one, or has as many ids, where that was chosen here."""
+    """Why the tokenizer is this one, or has as many ids, where that was chosen here; or why there
+    is none."""
 
     @property
     def vocab_size(self) -> int:
@@ -68,6 +70,13 @@ class TokenInputs:
         if isinstance(self.data, TokenStore):
             return self.data.n_vocab
         return int(self.tokenizer.n_vocab)
+
+    @property
+    def vocabulary(self) -> str | None:
+        """What tells the tokenizer from every other, also one that is not here."""
+        if self.tokenizer is None and isinstance(self.data, TokenStore):
+            return self.data.manifest["tokenizer"]["fingerprint"] or None
+        return vocabulary(self.tokenizer)
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +99,11 @@ class Instructions:
         return int(self.tokenizer.n_vocab)
 
     @property
+    def vocabulary(self) -> str | None:
+        """What tells the tokenizer from every other."""
+        return vocabulary(self.tokenizer)
+
+    @property
     def num_tokens(self) -> int:
         """How many tokens prompts and responses have."""
         texts = [f"{format_prompt(entry)}{entry['output']}" for entry in self.entries]
@@ -108,18 +122,21 @@ def read_inputs(
         spec: `--tokenizer`, or a tokenizer; None: a store's own, or `beside`, or GPT-2's.
         beside: the tokenizer of the model that is trained on.
     Raises:
-        SourceError: a file is missing, unreadable or not UTF-8.
+        SourceError: a file is missing, unreadable or not UTF-8, or a pipe that is to be read twice.
         StoreError, TokenizerError, DataError: a store, tokenizer or JSON file is not good.
-        ConfigError: these inputs do not go together.
+        ConfigError: these inputs do not go together, or another tokenizer made a store.
     """
     paths = list(data)
     if any(_is_store(path) for path in paths):
-        return _read_stores(paths, validation, spec)
+        return _read_stores(paths, validation, spec, beside)
     if any(map(_is_json, paths)):
         return _read_instructions(paths, validation, spec or beside or "gpt2")
     files = find_text_files(paths)
     others = _validation_files(validation)
     spec, reason = spec or beside or "gpt2", None
+    if spec in (CHAR, AUTO):
+        learned_from = files if spec == AUTO else [*files, *others]
+        refuse_pipes(learned_from, f"--tokenizer {spec} reads the text twice")
     if spec == AUTO:
         spec, reason = _tokenizer_of_its_own(files)
     tokenizer = _tokenizer(spec, [*files, *others])
@@ -159,7 +176,7 @@ def _validation_files(path: Path | None) -> list[Path]:
 
 
 def _read_stores(
-    paths: list[Path], validation: Path | None, spec: str | Tokenizer | None
+    paths: list[Path], validation: Path | None, spec: str | Tokenizer | None, beside: Any
 ) -> TokenInputs:
     if len(paths) > 1:
         raise ConfigError(
@@ -171,10 +188,9 @@ def _read_stores(
     if (path / "train" / "manifest.json").is_file():
         validation = validation or path / "val"
         path = path / "train"
-    store = _opened(path, spec)
-    tokenizer = _tokenizer_of(store)
+    store = _opened(path, spec, beside)
     if validation is None or _is_store(validation):
-        held_out = None if validation is None else _opened(validation, spec)
+        held_out = None if validation is None else _opened(validation, spec, beside)
         if held_out is not None and held_out.manifest["tokenizer"] != store.manifest["tokenizer"]:
             names = [each.manifest["tokenizer"]["name"] for each in (store, held_out)]
             raise ConfigError(
@@ -183,11 +199,13 @@ def _read_stores(
         tokens: Tokens | TokenStore | None = held_out
     else:
         tokens = corpus.tokenize_files(_validation_files(validation), store.tokenizer)
+    tokenizer, missing = _tokenizer_of(store, beside)
+    reasons = (_taken_for(store) if spec is None else None, missing)
     return TokenInputs(
         data=store,
         validation=tokens,
         tokenizer=tokenizer,
-        vocabulary_reason=_taken_for(store) if spec is None else None,
+        vocabulary_reason="\n".join(filter(None, reasons)) or None,
     )
 
 
@@ -208,17 +226,33 @@ def _taken_for(store: TokenStore) -> str | None:
     )
 
 
-def _opened(path: Path, spec: str | Tokenizer | None) -> TokenStore:
-    """A store of ours knows its tokenizer; another program's is told."""
-    is_ours = (path / "manifest.json").is_file()
-    return TokenStore.open(path, None if is_ours else spec)
+def _opened(path: Path, spec: str | Tokenizer | None, beside: Any) -> TokenStore:
+    """A store of ours knows its tokenizer, and refuses another; another program's is told."""
+    if not (path / "manifest.json").is_file():
+        return TokenStore.open(path, spec or beside)
+    store = TokenStore.open(path)
+    if spec is None:
+        return store
+    given, own = own_tokenizer(spec), store.manifest["tokenizer"]
+    if own["fingerprint"] not in ("", vocabulary(given)):
+        name, hint = (
+            (spec, ": leave --tokenizer out") if isinstance(spec, str) else (given.name, "")
+        )
+        raise ConfigError(
+            f"{path} has ids of its own tokenizer, {own['name']} ({own['fingerprint'][:8]}), not "
+            f"of {name} ({vocabulary(given):.8}){hint}"
+        )
+    return TokenStore.open(path, given)
 
 
-def _tokenizer_of(store: TokenStore) -> Any:
+def _tokenizer_of(store: TokenStore, beside: Any) -> tuple[Any, str | None]:
+    """The store's, also where it lies beside the weights alone; or None, and what that means."""
     try:
-        return store.tokenizer
-    except StoreError:
-        return None
+        return store.tokenizer, None
+    except StoreError as error:
+        if beside is not None and vocabulary(beside) == store.manifest["tokenizer"]["fingerprint"]:
+            return beside, None
+        return None, f"the model will take no text unless --tokenizer names its tokenizer: {error}"
 
 
 def _is_json(path: Path) -> bool:

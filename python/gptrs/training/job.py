@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from gptrs.config import GPTConfig
 from gptrs.costs.params import count_parameters
-from gptrs.errors import ConfigError
+from gptrs.errors import ConfigError, SourceError
 from gptrs.memory import available_bytes
 from gptrs.model.gpt import GPTModel
+from gptrs.store.token_store import TokenStore
 from gptrs.training.callbacks import Callback
 from gptrs.training.checkpoint import checkpoints
 from gptrs.training.config import TrainingConfig
@@ -27,7 +29,7 @@ from gptrs.training.inputs import (
     with_adapters,
 )
 from gptrs.training.instructions.data import instruction_data
-from gptrs.training.parts import Data
+from gptrs.training.parts import Data, vocabulary
 from gptrs.training.plan import Plan, kept_tokenizer
 from gptrs.training.step import World
 from gptrs.training.trainer import TrainingResult, train_locked
@@ -102,17 +104,20 @@ def prepare_job(
         is_dry: the model takes no memory and has no numbers, as torch's device "meta" has it: for
             who only asks how large it is.
     Raises:
-        ConfigError: the model's weights alone are more than the memory that is free.
+        ConfigError: the model's weights alone are more than the memory that is free; or a run is to
+            begin with weights that know another tokenizer's ids than the data's.
         GptrsError: something is missing, damaged or impossible.
     """
     config, world = plan.config(), world or World()
-    given = None if plan.init is None else Path(plan.init)
+    given = _weights_to_begin_with(plan, run_dir)
     # Before what is read: it may be missing.
     cfg = None if given is None else replace(config_of_pretrained(given), **plan.model_changes)
     beside = None if given is None else tokenizer_beside(given)
     validation = None if plan.validation is None else Path(plan.validation)
     kept = None if run_dir is None else kept_tokenizer(run_dir)
     inputs = read_inputs([*map(Path, plan.data)], validation, kept or plan.tokenizer, beside)
+    if run_dir is None:  # What goes on is compared with its checkpoint.
+        _refuse_another_tokenizer(plan, inputs, beside)
     if isinstance(inputs, TokenInputs) and inputs.vocabulary_reason is not None:
         click.echo(inputs.vocabulary_reason)
     if cfg is None:
@@ -124,18 +129,60 @@ def prepare_job(
         model = _model_without_numbers(plan, cfg)
     else:
         _check_room(cfg, world)
-        model = _model(plan, cfg, config.seed)
+        model = _model(plan, cfg, config.seed, given)
     return Job(model, inputs, config, world, fine_tunes=plan.init is not None)
+
+
+def _refuse_another_tokenizer(plan: Plan, inputs: TokenInputs | Instructions, beside: Any) -> None:
+    """Raises ConfigError if the data has other ids than those that the weights have learned.
+
+    The model would take them, as long as it has as many. `beside` is the weights' tokenizer; where
+    there is none, nobody knows.
+    """
+    learned, found = vocabulary(beside), inputs.vocabulary
+    if learned is None or found is None or learned == found:
+        return
+    is_ready = isinstance(inputs, TokenInputs) and isinstance(inputs.data, TokenStore)
+    name = "its store's" if inputs.tokenizer is None else inputs.tokenizer.name
+    raise ConfigError(
+        f"{plan.init} has learned the ids of the tokenizer beside it, {beside.name} "
+        f"({learned[:8]}), and {plan.data[0]} is in those of {name} ({found[:8]}): "
+        + (
+            "build a store with the tokenizer of the weights"
+            if is_ready
+            else "leave --tokenizer out to take that of the weights"
+        )
+    )
 
 
 def _has_checkpoint(run_dir: Path | None) -> bool:
     return run_dir is not None and bool(checkpoints(run_dir))
 
 
-def _model(plan: Plan, cfg: GPTConfig, seed: int) -> GPTModel:
+def _weights_to_begin_with(plan: Plan, run_dir: Path | None) -> Path | None:
+    """Those that `init` names, unless a checkpoint of the run that goes on has all weights.
+
+    Raises:
+        SourceError: adapters, which are all that their checkpoints have, go on without the rest.
+    """
     if plan.init is None:
+        return None
+    given, goes_on = Path(plan.init), _has_checkpoint(run_dir)
+    if goes_on and plan.lora is None and plan.model_config is not None:
+        return None
+    if goes_on and not given.exists():
+        raise SourceError(
+            f"{given}: the weights that {run_dir} trains adapters of are no longer there"
+            if plan.lora is not None
+            else f"{given}: the weights that {run_dir} began with are no longer there"
+        )
+    return given
+
+
+def _model(plan: Plan, cfg: GPTConfig, seed: int, given: Path | None) -> GPTModel:
+    if given is None:
         return new_model(cfg, seed)
-    model, _ = pretrained_model(Path(plan.init), plan.model_changes)
+    model, _ = pretrained_model(given, plan.model_changes)
     return model if plan.lora is None else with_adapters(model, plan.lora, seed)
 
 

@@ -23,6 +23,9 @@ from gptrs.training.config import SMALL_GPT, TrainingConfig
 
 FILE = "run.json"
 
+_OF_OTHERS = (FILE_NAME, "manifest.json", "config.json")
+"""What a tokenizer, a token store and a model have in their folders."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -40,7 +43,7 @@ class Plan:
     init: str | None = None
     lora: int | None = None
     model_config: dict[str, Any] | None = None
-    """Of the new model, all fields, once they are settled; with `init` None."""
+    """Of the model, all fields, once they are settled."""
 
     def check(self) -> None:
         """Refuses what is impossible before torch is imported and text is read.
@@ -61,12 +64,22 @@ class Plan:
         return TrainingConfig.of(self.training)
 
     def settled(self, model_config: GPTConfig) -> Plan:
-        """The same with the config that its new model has."""
+        """The same with the config that its model has."""
         return dataclasses.replace(self, model_config=model_config.to_dict())
 
     def changed(self, training: Mapping[str, Any]) -> Plan:
         """The same with other settings."""
         return dataclasses.replace(self, training=self.training | dict(training))
+
+
+def refuse_folder_of_others(run_dir: Path) -> None:
+    """Raises ConfigError where a plan would lie among, or on, what no run has written."""
+    if (run_dir / FILE).exists():
+        return  # A run's that was stopped before its first step.
+    if there := [name for name in _OF_OTHERS if (run_dir / name).exists()]:
+        raise ConfigError(
+            f"{run_dir}: has a {there[0]}, which no run has written: a run gets a folder of its own"
+        )
 
 
 def write_plan(plan: Plan, tokenizer: Any, run_dir: Path) -> None:

@@ -122,7 +122,7 @@ def read_settings(file: str | Path) -> Settings:
         ConfigError: a key is none of ours, or its value is impossible.
     """
     try:
-        content = tomllib.loads(Path(file).read_text("utf-8"))
+        content = tomllib.loads(Path(file).read_text("utf-8-sig"))
     except OSError as error:
         raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # Not UTF-8, or not TOML.

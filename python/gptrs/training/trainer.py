@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from gptrs.errors import CheckpointError, ConfigError
 from gptrs.files import obstacle
 from gptrs.model.gpt import GPTModel
+from gptrs.text.prompts import PromptReader
 from gptrs.training.callbacks import Callback, Evaluation
 from gptrs.training.checkpoint import (
     SavedRun,
@@ -163,18 +164,21 @@ def train_locked(
     """`train` in a folder that the caller has `locked`, so that what it prepares is safe too."""
     if not isinstance(model, GPTModel):
         raise ConfigError(f"train takes a GPTModel, not wrapped; found {type(model).__name__}")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"a callback is a gptrs.Callback; found {callback!r}")
     check_folder(run_dir, resume=resume)
     saved = _newest(run_dir, world) if resume else None
     if resume and saved is None and world.rank == 0:
         tqdm.write(f"{run_dir}: no checkpoint yet: it begins anew")
     _check_same_start(saved, run_dir, world)
+    model.float()  # Small steps are lost in narrower weights, whatever is computed in.
     state = ModelState(model, tokenizer, run_dir / RUN_FOLDER)
     chosen = None if saved is None else saved.state["chosen"]
     parts = prepare(
         model, data, validation, config, tokenizer, world, chosen, fine_tunes=fine_tunes
     )
-    if config.sample_prompts and tokenizer is None:
-        raise ConfigError("sample_prompts are texts, which need a tokenizer: there is none")
+    _check_sample_prompts(config, tokenizer)
     start = described(parts, model, config, tokenizer)
     if saved is not None:
         refuse_another_run(saved.state, start)
@@ -201,6 +205,20 @@ def train_locked(
         reason=reason,
         checkpoint=run_dir / RUN_FOLDER,
     )
+
+
+def _check_sample_prompts(config: TrainingConfig, tokenizer: Any) -> None:
+    """Before anything is trained: whether they can be read.
+
+    Raises:
+        ConfigError: there is no tokenizer.
+        GptrsError: one has no tokens, or what the tokenizer does not know.
+    """
+    if not config.sample_prompts:
+        return
+    if tokenizer is None:
+        raise ConfigError("sample_prompts are texts, which need a tokenizer: there is none")
+    PromptReader(tokenizer).many(list(config.sample_prompts))
 
 
 def _newest(run_dir: Path, world: World) -> SavedRun | None:

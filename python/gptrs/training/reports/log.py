@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from gptrs.errors import TrainingError
 from gptrs.files import write_whole
 from gptrs.training.callbacks import Callback
 from gptrs.training.reports.metrics import METRICS_FILE
@@ -71,8 +73,18 @@ class MetricsLog(Callback):
         if self._stream is None:  # What failed before the run began.
             return
         record = _without_nan({"event": event, **values})
-        self._stream.write(json.dumps(record, allow_nan=False) + "\n")
-        self._stream.flush()  # Whoever is killed has written what was done.
+        try:
+            self._stream.write(json.dumps(record, allow_nan=False) + "\n")
+            self._stream.flush()  # Whoever is killed has written what was done.
+        except OSError as error:
+            file = Path(self._stream.name)
+            with suppress(OSError):
+                self._stream.close()
+            self._stream = None
+            raise TrainingError(
+                f"{file} cannot be written: {error.strerror or error}; once it can, `gptrs train "
+                f"--resume {file.parent}` goes on from the newest checkpoint"
+            ) from error
 
 
 def _without_nan(value: Any) -> Any:

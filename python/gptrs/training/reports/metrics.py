@@ -58,8 +58,8 @@ class RunMetrics:
 
     @property
     def name(self) -> str:
-        """The name of the run's folder."""
-        return self.file.resolve().parent.name
+        """The name of the run's folder, with "?" for what no text can have."""
+        return self.file.resolve().parent.name.encode(errors="replace").decode()
 
     @property
     def last_step(self) -> int:

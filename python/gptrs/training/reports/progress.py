@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from gptrs.training.callbacks import Callback
+from gptrs.training.reports.saying import say, unheard
 from gptrs.training.reports.speed import RunSpeed
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class ProgressBar(Callback):
         self._bar.total = run.expected_steps
         self._bar.bar_format = _BAR
         self._bar.set_postfix_str(self._words(), refresh=False)
-        self._bar.update(record.step - self._bar.n)
+        with unheard():
+            self._bar.update(record.step - self._bar.n)
 
     def on_evaluation(self, run: RunView, evaluation: Evaluation) -> None:
         """Prints the evaluation; its time is in no tokens/s."""
@@ -96,25 +98,25 @@ class ProgressBar(Callback):
 
     def on_message(self, run: RunView, text: str) -> None:
         """Prints lines above the bar."""
-        tqdm.write(text)
+        say(text)
         if self._bar is None:  # A log is read as it grows.
-            sys.stdout.flush()
+            with unheard():
+                sys.stdout.flush()
 
     def on_end(self, run: RunView, reason: str) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:
-            self._bar.close()
+            with unheard():
+                self._bar.close()
             self._bar = None
 
     def _print_now_and_then(self, run: RunView, record: StepRecord) -> None:
         now = time.monotonic()
         if now - self._line_at >= LINE_EVERY_S:
             self._line_at = now
-            print(
-                f"step {record.step:>5,} of {run.expected_steps:,}  {self._words()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"step {record.step:>5,} of {run.expected_steps:,}  {self._words()}"
+            with unheard():
+                print(line, file=sys.stderr, flush=True)
 
     def _words(self) -> str:
         words = [f"loss {sum(self._losses) / len(self._losses):.3f}"]

@@ -18,8 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from gptrs.errors import MissingExtraError
 from gptrs.files import write_whole, write_whole_with
 from gptrs.plots import loss_figure
@@ -27,6 +25,7 @@ from gptrs.training.callbacks import Callback
 from gptrs.training.reports.metrics import METRICS_FILE, RunMetrics, read_run
 from gptrs.training.reports.page import report_page
 from gptrs.training.reports.samples import SAMPLES_FILE, append_sample, write_samples
+from gptrs.training.reports.saying import say
 
 if TYPE_CHECKING:
     from gptrs.training.callbacks import Evaluation, RunView, Sample
@@ -72,7 +71,7 @@ class RunReports(Callback):
             return  # It failed before it began.
         self._draw(run)
         with _told("report.html was not written"):
-            tqdm.write(f"the report is in {write_report(run.run_dir)}")
+            say(f"the report is in {write_report(run.run_dir)}")
 
     def _draw(self, run: RunView) -> None:
         if not self._can_draw:
@@ -83,7 +82,7 @@ class RunReports(Callback):
                 draw_losses(read_run(run.run_dir))
         except MissingExtraError as error:
             self._can_draw = False
-            tqdm.write(f"no picture of the loss: {error}")
+            say(f"no picture of the loss: {error}")
         self._drawn_at = time.monotonic()
         self._drawing_s = self._drawn_at - began
 
@@ -119,13 +118,15 @@ def draw_losses(run: RunMetrics) -> Path | None:
 
 
 def _name(run: RunView) -> str:
-    return run.run_dir.resolve().name
+    return run.run_dir.resolve().name.encode(errors="replace").decode()
 
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """A file that cannot be written is told, and ends no run."""
+    """A file that cannot be written, for whatever reason, is told, and ends no run."""
     try:
         yield
-    except OSError as error:
-        tqdm.write(f"{what}: {error}")
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        say(f"{what}: {error}")
