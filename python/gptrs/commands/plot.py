@@ -18,14 +18,8 @@ import click
 
 from gptrs.commands.groups import TopicGroup
 from gptrs.commands.model import config_of
-from gptrs.commands.plot_output import (
-    PAGE_SUFFIX,
-    check_out,
-    load,
-    model_option,
-    picture_options,
-    save,
-)
+from gptrs.commands.output_files import PAGE_SUFFIX, check_out, save
+from gptrs.commands.plot_output import load, model_option, picture_options
 from gptrs.commands.text_plot import attention, embeddings, inputs, lens, sampling
 from gptrs.errors import ConfigError, DataError, StoreError
 from gptrs.files import write_whole

@@ -1,4 +1,4 @@
-"""What the kinds of `gptrs plot` share: their options, the model, and the file that they write."""
+"""What the kinds of `gptrs plot` share: their options and the model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import click
 
 from gptrs.config import PRESETS
 from gptrs.errors import CheckpointError, ConfigError
-from gptrs.files import write_whole_with
 
 if TYPE_CHECKING:
     import tiktoken
-    from matplotlib.figure import Figure
 
     from gptrs.model.gpt import GPTModel
     from gptrs.text.tokenizer import Tokenizer
-
-PAGE_SUFFIX = ".html"
-_PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
-_DOTS_PER_INCH = 150
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,27 +47,6 @@ def picture_options(function: F) -> F:
     return out(style(function))
 
 
-def check_out(out: Path, *, page_too: bool = False) -> None:
-    """Refuses what cannot be written, before anything is computed, and a missing matplotlib.
-
-    Raises:
-        ConfigError: `out` is no name of a picture, or a folder, or in one that does not exist.
-        MissingExtraError: matplotlib is not installed; the message has the pip line.
-    """
-    suffixes = (*_PICTURE_SUFFIXES, PAGE_SUFFIX) if page_too else _PICTURE_SUFFIXES
-    suffix = out.suffix.lower()
-    if suffix not in suffixes:
-        raise ConfigError(f"{out}: a picture's name ends in {', '.join(suffixes)}")
-    if out.is_dir() or not out.parent.is_dir():
-        why = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise ConfigError(f"{out} cannot be written: {why}")
-    if suffix != PAGE_SUFFIX:
-        from gptrs.plots.style import matplotlib_needed
-
-        with matplotlib_needed():
-            import matplotlib  # noqa: F401
-
-
 def load(path: str) -> tuple[GPTModel, Tokenizer | tiktoken.Encoding]:
     """The model in `path` and its tokenizer.
 
@@ -92,12 +65,3 @@ def load(path: str) -> tuple[GPTModel, Tokenizer | tiktoken.Encoding]:
         return with_tokenizer(Path(path))
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
-
-
-def save(figure: Figure, out: Path) -> None:
-    """Writes the picture whole or not at all, and says where it is."""
-    kind = out.suffix.lower().removeprefix(".")
-    write_whole_with(
-        out, lambda temporary: figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH)
-    )
-    click.echo(f"drawn: {out}")

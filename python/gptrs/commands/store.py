@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from gptrs.commands.plot_output import check_out
+from gptrs.commands.output_files import check_out
 from gptrs.errors import ConfigError, StoreError
 from gptrs.store.token_store import (
     FOLDER_FORMAT,

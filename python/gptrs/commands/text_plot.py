@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptrs.commands.plot_output import check_out, load, model_option, picture_options, save
+from gptrs.commands.output_files import check_out, save
+from gptrs.commands.plot_output import load, model_option, picture_options
 
 if TYPE_CHECKING:
     import tiktoken

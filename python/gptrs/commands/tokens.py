@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from gptrs.commands.output_files import refuse_input
 from gptrs.errors import ConfigError
 from gptrs.text.named_tokenizers import get_tokenizer
 from gptrs.text.reading import decode_utf8, find_text_files, read_text
@@ -75,18 +76,6 @@ def train_tokenizer(
         f"{tokenizer.n_vocab:,} ids are in {file}\n\n"
         f"Train with it:\n  gptrs train {' '.join(map(str, data))} --tokenizer {file}"
     )
-
-
-def refuse_input(out: Path, files: Iterable[str | Path]) -> None:
-    """Refuses to write over what is read.
-
-    Args:
-        files: what is read; not looked at where `out` is yet to be made.
-    Raises:
-        ConfigError: `out` is one of them.
-    """
-    if out.exists() and any(map(out.samefile, files)):
-        raise ConfigError(f"{out} cannot be written: it is what is read; name another file")
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gptrs.commands.tokens import refuse_input
+from gptrs.commands.output_files import refuse_input
 from gptrs.errors import ConfigError
 from gptrs.text.tokenizer import FILE_NAME
 

@@ -137,7 +137,7 @@ def help_topics() -> str:
 
 
 def _refuse_what_build_reads(file: Path) -> None:
-    """Raises SourceError for Parquet, and for what begins as compressed files do and no text can."""
+    """Raises SourceError for Parquet, and for what begins as compressed files do and no text."""
     if not file.is_file():  # What is read from a pipe is gone.
         return
     if file.suffix.lower() == PARQUET_SUFFIX:
