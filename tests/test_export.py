@@ -76,3 +76,23 @@ def test_an_unknown_format_and_a_model_that_gpt2_is_not_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be saved for transformers: .*extra\.weight"):
         ours.save_pretrained(tmp_path / "a", format="hf")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_head_that_is_no_longer_tied_is_not_dropped(tmp_path, kind):
+    model = random_ours(tie_embeddings=True, init="gpt2")
+    model.out_head = torch.nn.Linear(128, 61, bias=False)
+    with pytest.raises(ConfigError, match="the model would lose its out_head"):
+        model.save_pretrained(tmp_path / "a", format=kind)
+    assert not (tmp_path / "a").exists() or not any((tmp_path / "a").iterdir())
+    model.cfg = replace(model.cfg, tie_embeddings=False)
+    model.save_pretrained(tmp_path / "a", format=kind)
+    assert torch.equal(load(tmp_path / "a").out_head.weight, model.out_head.weight)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_head_that_was_tied_by_hand_is_saved(tmp_path, kind):
+    model = random_ours()
+    model.out_head.weight = model.tok_emb.weight
+    model.save_pretrained(tmp_path, format=kind)
+    assert torch.equal(load(tmp_path).out_head.weight, model.tok_emb.weight)

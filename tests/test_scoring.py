@@ -260,7 +260,7 @@ def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
 
 def test_what_cannot_be_scored_is_refused():
     gen = Generator(make_model(vocab_size=53), Ids())
-    for stride in (0, 17, -1):
+    for stride in (0, 17, -1, 2.5, "4", True):
         with pytest.raises(ConfigError, match="stride is 1 to the context_length, 16"):
             gen.score([[1, 2]], stride=stride)
     with pytest.raises(TokenIdError, match=r"token id 53 at \[1, 2\] is outside 0..52"):

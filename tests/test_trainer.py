@@ -694,6 +694,25 @@ def test_what_train_cannot_take_is_refused_before_anything_is_written(model, tok
     assert list(tmp_path.iterdir()) == []
 
 
+def at_an_odd_address(tokens):
+    content = np.frombuffer(b"." + tokens.tobytes(), np.uint8)
+    return content[1:].view(np.uint16)
+
+
+def test_decays_of_the_optimizer_may_be_whole_numbers(model, tokens, tmp_path):
+    result = train(model, tokens, settings(beta1=0, beta2=0), run_dir=tmp_path)
+    assert result.reason == "finished"
+
+
+@pytest.mark.parametrize("ids", [lambda x: x.repeat(2)[::2], lambda x: x[::-1], at_an_odd_address])
+def test_ids_may_lie_in_memory_in_any_order(model, tokens, tmp_path, ids):
+    given = ids(tokens)
+    other = copy.deepcopy(model)
+    for each, name, data in ((model, "a", given), (other, "b", given.tolist())):
+        train(each, data, settings(), run_dir=tmp_path / name)
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrower_weights_are_trained_in_float32(model, tokens, tmp_path, dtype):
     same = copy.deepcopy(model.to(dtype)).float()

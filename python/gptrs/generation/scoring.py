@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -142,9 +143,10 @@ def score(
 
 
 def _checked(stride: int, context_length: int) -> int:
-    if not 1 <= stride <= context_length:
-        raise ConfigError(f"stride is 1 to the context_length, {context_length}; found {stride}")
-    return stride
+    is_whole = isinstance(stride, Integral) and not isinstance(stride, bool)
+    if not is_whole or not 1 <= stride <= context_length:
+        raise ConfigError(f"stride is 1 to the context_length, {context_length}; found {stride!r}")
+    return int(stride)
 
 
 def _check_ids(rows: Sequence[list[int]], vocab_size: int | None) -> None:

@@ -55,6 +55,9 @@ def _is_number(value: Any) -> bool:
 
 _COUNT = _Allowed(lambda value: _is_whole(value) and value >= 1, "a whole number from 1 up")
 _WHOLE = _Allowed(lambda value: _is_whole(value) and value >= 0, "a whole number from 0 up")
+_SEED = _Allowed(
+    lambda value: _is_whole(value) and 0 <= value < 1 << 63, "a whole number from 0 to below 2^63"
+)
 _POSITIVE = _Allowed(lambda value: _is_number(value) and value > 0, "a number above 0")
 _NOT_NEGATIVE = _Allowed(lambda value: _is_number(value) and value >= 0, "a number from 0 up")
 _DECAY = _Allowed(lambda value: _is_number(value) and 0 <= value < 1, "from 0 to below 1")
@@ -204,7 +207,7 @@ class TrainingConfig:
 
     # On what
     seed: int = _setting(
-        123, "Fixes first weights, order of the batches and dropout.", _WHOLE, is_common=True
+        123, "Fixes first weights, order of the batches and dropout.", _SEED, is_common=True
     )
     device: DeviceName = _setting(
         "auto",

@@ -50,7 +50,7 @@ def as_tokens(ids: Any, vocab_size: int) -> Any:
             f"token ids are integers in a row, [N]; found {ids.dtype} {list(ids.shape)}"
         )
     if ids.dtype in (np.uint16, np.uint32):
-        return ids
+        return np.require(ids, requirements=["C", "A"])
     for position in (ids.argmin(), ids.argmax()) if len(ids) else ():
         if not 0 <= (found := int(ids[position])) < vocab_size:
             raise TokenIdError(f"token id {found} at {position} is outside 0..{vocab_size - 1}")

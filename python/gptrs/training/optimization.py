@@ -57,7 +57,7 @@ class Optimizers:
         self._optimizers: list[torch.optim.Optimizer] = []
         if by_decay:
             groups = [{"params": ps, "weight_decay": decay} for decay, ps in by_decay.items()]
-            betas = config.beta1, config.beta2
+            betas = float(config.beta1), float(config.beta2)  # torch takes no int.
             self._optimizers.append(
                 torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
             )

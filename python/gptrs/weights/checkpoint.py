@@ -74,8 +74,9 @@ def save_checkpoint(
 
 
 def check_saveable(model: GPTModel) -> None:
-    """Raises ConfigError if `model` could not be loaded again."""
+    """Raises ConfigError if `model` could not be loaded again as it is."""
     if not (wrong := misfits(model)):
+        _refuse_a_lost_head(model)
         return
     advice = "Make its layers the book's first, as merge_lora and fold_projection do"
     if set(wrong) == {"tok_emb.weight", "out_head.weight"}:  # Somebody added tokens.
@@ -87,6 +88,18 @@ def check_saveable(model: GPTModel) -> None:
     raise ConfigError(
         f"the model could not be loaded again: its config does not make {', '.join(wrong[:4])}"
         f"{' ...' if len(wrong) > 4 else ''}. {advice}"
+    )
+
+
+def _refuse_a_lost_head(model: GPTModel) -> None:
+    """Raises ConfigError where a tied matrix, which is written once, has become two."""
+    head, embedding = model.out_head.weight, model.tok_emb.weight
+    if not model.cfg.tie_embeddings or head is embedding or torch.equal(head, embedding):
+        return
+    raise ConfigError(
+        "the model would lose its out_head: its config ties that to tok_emb, and they differ. "
+        "model.cfg = dataclasses.replace(model.cfg, tie_embeddings=False) keeps both; "
+        "model.out_head.weight = model.tok_emb.weight ties them again"
     )
 
 

@@ -91,6 +91,8 @@ def _hf_files(model: GPTModel, tokenizer: Tokenizer | None) -> _Files:
         ) from error
     if model.cfg.tie_embeddings:
         del tensors["lm_head.weight"]
+    elif model.out_head.weight is model.tok_emb.weight:  # safetensors writes no memory twice.
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
     end = None if tokenizer is None else tokenizer.eot_token
     ids = {"bos_token_id": end, "eos_token_id": end}
     files: _Files = {
