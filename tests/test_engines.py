@@ -792,6 +792,77 @@ def test_whatever_the_loop_asks_transformers_logits_are_those_of_the_whole_text(
         torch.testing.assert_close(answer, expected, atol=1e-3, rtol=1e-3)
 
 
+def tiny_neo(seed):
+    torch.manual_seed(seed)
+    config = transformers.GPTNeoConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=64,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=5,
+    )
+    return sharpened(transformers.GPTNeoForCausalLM(config))
+
+
+def tiny_falcon_with_alibi(seed):
+    torch.manual_seed(seed)
+    config = transformers.FalconConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    )
+    return sharpened(transformers.FalconForCausalLM(config))
+
+
+def tiny_phi3_with_longrope(seed):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [0.1] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 12}
+    length = {"original_max_position_embeddings": 12}
+    return tiny("Phi3", seed, pad_token_id=0, rope_parameters=rope | factors, **length)
+
+
+def tiny_roberta(seed):
+    torch.manual_seed(seed)
+    config = transformers.RobertaConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=66,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=1,
+        is_decoder=True,
+    )
+    return sharpened(transformers.RobertaForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (tiny_neo, "transformers"),
+        (tiny_falcon_with_alibi, "transformers"),
+        (
+            tiny_phi3_with_longrope,
+            "transformers, no cache: its positions turn otherwise in a longer text",
+        ),
+        (tiny_roberta, "transformers, no cache: it counts positions from its padding id on"),
+    ],
+)
+def test_prompts_of_any_lengths_together_get_what_transformers_gives_each_alone(make, name):
+    # Ids beside RoBERTa's padding, which it takes for no text.
+    model = make(0)
+    prompts = [[2 + token % (VOCAB - 2) for token in row] for row in make_prompts(5, longest=14)]
+    engine = make_engine(model, slots=len(prompts), context_size=40)
+    assert engine.name == name
+
+    def alone(ids):
+        with torch.no_grad():
+            return model(input_ids=ids, use_cache=False).logits
+
+    plain = make_engine(alone, slots=len(prompts), context_size=40)
+    assert greedy(engine, prompts, 8) == greedy(plain, prompts, 8)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_either_of_transformers_attentions_takes_the_mask(attention):
     model, prompts = tiny_llama(3), make_prompts(8)

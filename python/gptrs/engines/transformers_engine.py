@@ -31,17 +31,33 @@ def why_no_cache(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     parameters = inspect.signature(model.forward).parameters
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    turns_by_length = not _rope_types(config).isdisjoint(_BY_LENGTH)
     reasons = {
         "it is an encoder-decoder": model.config.is_encoder_decoder,
         "its memory is a state, not a list of tokens": getattr(model, "_is_stateful", False),
         "it does not take past_key_values": "past_key_values" not in parameters,
         f"it has layers of {', '.join(sorted(layer_types))}": not layer_types <= _ATTENTIONS,
+        "its positions turn otherwise in a longer text": turns_by_length,
+        "it counts positions from its padding id on": config.model_type in _COUNTS_FROM_PADDING,
         "hooks wait on the model": bool(model._forward_hooks or model._forward_pre_hooks),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 _ATTENTIONS = {"full_attention", "sliding_attention", "chunked_attention"}
+_BY_LENGTH = {"longrope", "dynamic"}
+"""Kinds of rotary positions: keys that are kept were turned as for a shorter text."""
+_COUNTS_FROM_PADDING = {
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"
+}  # fmt: skip
+"""RoBERTa and what came of it."""
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Of all layers; some models have one for each kind of attention."""
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given, *(each for each in given.values() if isinstance(each, dict))]
+    return {str(kind.get("rope_type")) for kind in kinds}
 
 
 class TransformersEngine(Engine):
@@ -224,5 +240,7 @@ def _has_one_mask(config: Any) -> bool:
     return (
         layer_types == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
+        and "local" not in (getattr(config, "attention_layers", None) or ())
+        and not getattr(config, "alibi", False)
         and config._attn_implementation in ("sdpa", "eager")
     )
