@@ -357,25 +357,32 @@ def test_a_second_ctrl_c_is_not_swallowed():
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def hang_up():
+    """Sets what SIGHUP does; the tests may run under nohup themselves."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
 def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_but_not_under_nohup(
-    model, tokens, tmp_path
+    model, tokens, tmp_path, hang_up
 ):
-    def hang_up(evaluation):
+    def close_terminal(evaluation):
         if evaluation.step == 2:
             signal.raise_signal(signal.SIGHUP)
 
-    result = train(model, tokens, settings(), run_dir=tmp_path, callbacks=[OnEvaluation(hang_up)])
+    hang_up(signal.SIG_DFL)
+    callbacks = [OnEvaluation(close_terminal)]
+    result = train(model, tokens, settings(), run_dir=tmp_path, callbacks=callbacks)
     assert (result.reason, result.last.step) == ("terminated", 2)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stop_on_signals() as request:
-            signal.raise_signal(signal.SIGHUP)
-            assert request.reason is None
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    hang_up(signal.SIG_IGN)
+    with stop_on_signals() as request:
+        signal.raise_signal(signal.SIGHUP)
+        assert request.reason is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_training_outside_the_main_thread_works(model, tokens, tmp_path):
