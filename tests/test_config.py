@@ -302,6 +302,28 @@ def test_a_config_does_not_change():
         PRESETS["mine"] = GPTConfig()
 
 
+def test_fields_are_read_like_the_books_dictionary():
+    cfg = GPTConfig(emb_dim=96, n_heads=4, pos="rope")
+    assert {name: cfg[name] for name in cfg.to_dict()} == cfg.to_dict()
+    assert [cfg[key] for key in GPT_CONFIG_124M] == [getattr(cfg, key) for key in GPT_CONFIG_124M]
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("emb_dims", "did you mean 'emb_dim'?"),
+        ("n_embd", "did you mean 'emb_dim'?"),
+        ("to_dict", "known keys are vocab_size, "),
+        (0, "known keys are vocab_size, "),
+    ],
+)
+def test_a_field_that_is_not_there_is_answered_with_the_nearest(key, hint):
+    with pytest.raises(KeyError) as error:
+        GPTConfig()[key]
+    assert isinstance(error.value, ConfigError)
+    assert str(error.value).startswith(f"unknown config key {key!r}: {hint}")
+
+
 def test_a_changed_copy_is_checked_again():
     with pytest.raises(ConfigError, match="emb_dim 700 is not a multiple of n_heads 12"):
         replace(GPTConfig(), emb_dim=700)

@@ -1,5 +1,6 @@
 """What is explained is what happens: the numbers are transformers', the draw is the Generator's."""
 
+import ast
 import random
 import re
 from contextlib import closing
@@ -289,6 +290,26 @@ def check_lines(text, pos):
         assert len(lines[0]) <= WIDTH - 4  # A number stands before it.
         assert max(map(len, lines)) <= WIDTH
         assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("text", ["日本語 😀", "żółć 🦀 漢字"])
+def test_pieces_of_a_character_are_told_apart_by_their_bytes(text):
+    torch.manual_seed(0)
+    model = GPTModel({"context_length": 32, "emb_dim": 8, "n_heads": 2, "n_layers": 1}).eval()
+    tokenizer = gptrs.get_tokenizer("gpt2")
+    ids = tokenizer.encode(text)
+    shown = {}
+    for section in explain(model, tokenizer, text):
+        if section.title == "token ids":
+            shown = dict(zip(column(section, "id"), column(section, "token"), strict=True))
+    assert {*shown} == {*ids[-8:]}
+    assert len({*shown.values()}) == len(shown)
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown.values())
+    for token, piece in shown.items():
+        spelled = re.sub(
+            "<0x(..)>", lambda byte: chr(0xDC00 + int(byte[1], 16)), ast.literal_eval(piece)
+        )
+        assert spelled.encode("utf-8", "surrogateescape") == tokenizer.decode_bytes([token])
 
 
 @pytest.mark.parametrize("pos", get_args(Pos))

@@ -63,6 +63,18 @@ def test_feed_forward_takes_the_books_dictionary_and_draws_its_weights():
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
+def test_feed_forward_needs_a_width_alone_as_the_books_does():
+    ours, theirs = both(
+        lambda: FeedForward({"emb_dim": 100}), lambda: ch04.FeedForward({"emb_dim": 100})
+    )
+    x = torch.randn(2, 3, 100)
+    torch.testing.assert_close(ours(x), theirs(x))
+    with pytest.raises(ConfigError, match="unknown config key 'emb_dims': did you mean 'emb_dim'"):
+        FeedForward({"emb_dims": 100})
+    with pytest.raises(ConfigError, match="emb_dim 100 is not a multiple of n_heads 12"):
+        FeedForward({"emb_dim": 100, "n_heads": 12})
+
+
 def test_the_books_own_shapes_come_out_of_124m_parts():
     x = torch.rand(2, 4, 768)
     assert FeedForward(GPT_CONFIG_124M)(x).shape == (2, 4, 768)

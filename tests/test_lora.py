@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+from llms_from_scratch import appendix_e, ch04, ch05
 from safetensors import safe_open
 from torch import nn
 
@@ -325,6 +326,81 @@ def test_an_impossible_number_is_refused(wrong):
 def test_one_block_or_one_layer_can_be_meant():
     assert add_lora(gpt(), 2, 2, "trf_blocks.1.att.W_key") == ["trf_blocks.1.att.W_key"]
     assert add_lora(gpt(), 2, 2, "out_head") == ["out_head"]
+
+
+def test_all_means_every_linear_layer_and_none_that_shares_its_weight():
+    linears = [name for name, module in gpt().named_modules() if isinstance(module, nn.Linear)]
+    assert len(linears) == 6 * SHAPE["n_layers"] + 1
+    assert add_lora(gpt(), 2, 2, "all") == add_lora(gpt(), 2, 2, ["W_key", "all"]) == linears
+    with pytest.raises(ConfigError, match="out_head shares its weight with tok_emb"):
+        add_lora(gpt(tie_embeddings=True, init="gpt2"), 2, 2, "all")
+    with pytest.raises(ConfigError, match="targets name no layer; there are none"):
+        add_lora(nn.Sequential(nn.ReLU()), 2, 2, "all")
+
+
+def with_the_books_adapters(seed, rank, alpha):
+    """Appendix E's recipe, with adapters that have learned something."""
+    model = spam_classifier(seed)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    appendix_e.replace_linear_with_lora(model, rank, alpha)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            nn.init.normal_(parameter, std=0.1)
+    return model.double()
+
+
+def spam_classifier(seed):
+    model = gpt(seed, qkv_bias=True)
+    model.out_head = nn.Linear(SHAPE["emb_dim"], 2)
+    return model.double()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_all_targets_and_alpha_times_rank_it_computes_what_the_books_lora_does(seed):
+    draw = random.Random(seed)
+    rank, alpha = draw.randrange(1, 9), draw.choice([1, 16, 0.5])
+    theirs, ours = with_the_books_adapters(seed, rank, alpha), spam_classifier(seed)
+    names = add_lora(ours, rank, alpha * rank, targets="all")
+    pairs = [(ours.get_submodule(n).adapters, theirs.get_submodule(n).lora) for n in names]
+    with torch.no_grad():
+        ours.out_head.weight.copy_(theirs.out_head.linear.weight)
+        ours.out_head.bias.copy_(theirs.out_head.linear.bias)
+        for (lora_A, lora_B), lora in pairs:
+            lora_A.copy_(lora.A.T)
+            lora_B.copy_(lora.B.T)
+    torch.testing.assert_close(logits(ours), logits(theirs))
+    learning = [[p for p in model.parameters() if p.requires_grad] for model in (ours, theirs)]
+    assert len(learning[0]) == len(learning[1]) == 2 * len(names)
+    assert sum(p.numel() for p in learning[0]) == sum(p.numel() for p in learning[1])
+    ids, labels = torch.randint(0, 61, (4, 9)), torch.randint(0, 2, (4,))
+    for model in (ours, theirs):
+        nn.functional.cross_entropy(model(ids)[:, -1, :], labels).backward()
+    for (lora_A, lora_B), lora in pairs:
+        torch.testing.assert_close(lora_A.grad, lora.A.grad.T)
+        torch.testing.assert_close(lora_B.grad, lora.B.grad.T)
+
+
+def test_the_books_own_lora_works_with_our_model():
+    theirs, ours = ch04.GPTModel(SHAPE).eval(), gpt()
+    theirs.load_state_dict(ours.state_dict(), strict=False)  # It has masks besides.
+    for model in (theirs, ours):
+        model.requires_grad_(False)
+        torch.manual_seed(1)
+        appendix_e.replace_linear_with_lora(model, 4, 8)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora.B"):
+                nn.init.normal_(parameter, std=0.1)
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-4)
+    ids = torch.randint(0, 61, (2, 9))
+    assert torch.equal(gptrs.generate(ours, ids[:1], 6, 16), ch05.generate(theirs, ids[:1], 6, 16))
+    losses = [gptrs.calc_loss_batch(ids, ids, m, "cpu") for m in (ours, theirs)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    for loss in losses:
+        loss.backward()
+    for mine, true in zip(ours.parameters(), theirs.parameters(), strict=True):
+        if true.requires_grad:
+            torch.testing.assert_close(mine.grad, true.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_adapters_twice_none_at_all_or_on_a_tied_head_are_refused():

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from gptrs.config import GPTConfig
-from gptrs.errors import ConfigError, TokenIdError
+from gptrs.errors import ConfigError, DataError, TokenIdError
 from gptrs.model import loss as loss_module
 from gptrs.model import loss_by_columns as columns_module
 from gptrs.model import loss_by_rows as rows_module
@@ -337,6 +337,31 @@ def test_positions_that_do_not_count_get_no_logits_and_change_nothing(model, hea
     assert [len(hidden) for hidden in seen] == [(targets != -100).sum()]
     torchs = value_and_gradients(loss_of_logits(model, in_idx, targets), *parameters)
     torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.parametrize("length", [1, 5, 8])
+def test_a_classifiers_labels_are_no_targets_whatever_the_length(model, is_ours, length):
+    in_idx, labels = torch.randint(0, 50, (3, length)), torch.randint(0, 2, (3,))
+    model = model if is_ours else nn.Sequential(model)
+    with pytest.raises(
+        DataError, match=rf"targets are \[3\], inputs \[3, {length}\]: a classifier"
+    ):
+        next_token_loss(model, in_idx, labels)
+
+
+def test_too_few_targets_are_told_with_both_shapes(model):
+    in_idx, targets = torch.randint(0, 50, (2, 3, 8))
+    with pytest.raises(DataError, match=r"targets are \[3, 7\], inputs \[3, 8\]$"):
+        next_token_loss(model, in_idx, targets[:, 1:])
+
+
+def test_a_model_of_somebodys_own_may_read_what_are_no_ids(model):
+    pixels_BCHW, targets = torch.randn(3, 2, 4, 8), torch.randint(0, 50, (3, 8))
+    rows = nn.Sequential(nn.Flatten(1, 2), nn.Unflatten(1, (8, 1)), nn.Flatten(2), nn.Linear(8, 50))
+    torch.testing.assert_close(
+        next_token_loss(rows, pixels_BCHW, targets), loss_of_logits(rows, pixels_BCHW, targets)
+    )
 
 
 def test_a_wrong_target_is_told_by_its_own_row(model):

@@ -1,10 +1,14 @@
 """The package as it is installed: what `import gptrs` loads, and what ships beside the code."""
 
+import ast
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -99,6 +103,37 @@ def test_parameters_and_defaults_are_the_books(module, name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = gptrs.no_such_name
+
+
+def names_in(module):
+    """The functions and classes of a module of the book's; it is not imported."""
+    tree = ast.parse(Path(find_spec(f"llms_from_scratch.{module}").origin).read_text("utf-8"))
+    return [x.name for x in tree.body if isinstance(x, ast.FunctionDef | ast.ClassDef)]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"ch{number:02}" for number in range(2, 8)),
+        *("appendix_a", "appendix_d", "appendix_e", "kv_cache.generate"),
+    ],
+)
+def test_each_of_the_books_names_is_there_or_answered_with_what_is(module):
+    for name in {*names_in(module)} - {*gptrs.__all__}:
+        with pytest.raises(ImportError) as error:
+            getattr(gptrs, name)
+        answer = str(error.value)
+        assert answer.startswith(f"gptrs has no {name}: ")
+        for path in re.findall(r"gptrs\.([\w.]+)", answer):
+            assert attrgetter(path)(gptrs)
+
+
+def test_the_answer_reaches_who_imports_the_name_and_is_for_none_that_is_there():
+    with pytest.raises(ImportError, match=r"^gptrs has no SpamDataset: .*gptrs\.Classifier"):
+        from gptrs import SpamDataset  # noqa: F401
+    answered = " ".join(gptrs._OF_THE_BOOK).split()
+    assert len(answered) == len({*answered})
+    assert not {*answered} & {*gptrs.__all__}
 
 
 def test_the_version_is_the_installed_one():

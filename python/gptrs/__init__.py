@@ -147,6 +147,42 @@ _EXPORTS = {
     "embeddings.word2vec": ("train_word2vec",),
     "embeddings.word_vectors": ("WordVectors",),
 }
+# Names of the book that gptrs has not, and what to take in their place.
+_OF_THE_BOOK = {
+    "SimpleTokenizerV1 SimpleTokenizerV2 BPETokenizerSimple": (
+        "gptrs.get_tokenizer and gptrs.train_tokenizer give a gptrs.Tokenizer"
+    ),
+    "SelfAttention_v1 SelfAttention_v2 CausalAttention MultiHeadAttentionWrapper "
+    "PyTorchMultiHeadAttention": "they lead to gptrs.MultiHeadAttention; the book's own stay yours",
+    "FeedForwardFast TransformerBlockFast GPTModelFast": (
+        "gptrs.GPTModel has those kernels under the book's plain names"
+    ),
+    "generate_text_simple_cached generate_text_simple_stream": (
+        "gptrs.generate_text_simple keeps a cache as it is, and gptrs.Generator streams"
+    ),
+    "download_and_load_gpt2 load_gpt2_params_from_tf_ckpt": (
+        "gptrs.GPTModel.from_pretrained reads GPT-2; of the book's own, "
+        "gptrs.load_weights_into_gpt takes the result"
+    ),
+    "assign softmax_with_temperature print_sampled_tokens find_highest_gradient plot_values": (
+        "the book's own works beside gptrs.GPTModel"
+    ),
+    "train_model": (
+        "the book's own works with gptrs.GPTModel; gptrs.train warms up, anneals and clips too"
+    ),
+    "download_and_unzip_spam_data create_balanced_dataset random_split SpamDataset "
+    "calc_accuracy_loader train_classifier_simple classify_review": (
+        "the book's own works with gptrs.GPTModel; gptrs.Classifier does all of chapter 6"
+    ),
+    "download_and_load_file custom_collate_draft_1 custom_collate_draft_2 check_if_running "
+    "query_model generate_model_scores download_file NeuralNetwork ToyDataset compute_accuracy": (
+        "the book's own stays yours; it needs nothing of gptrs"
+    ),
+    "LoRALayer LinearWithLoRA replace_linear_with_lora": (
+        "the book's own works with gptrs.GPTModel; gptrs.add_lora(model, rank, alpha * rank, "
+        "targets='all') puts such layers in the same places"
+    ),
+}
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = ["__version__", *sorted(_MODULE_OF)]
@@ -158,6 +194,10 @@ def __getattr__(name: str) -> Any:
 
         return version("gptrs")
     if name not in _MODULE_OF:
+        for names, instead in _OF_THE_BOOK.items():
+            if name in names.split():
+                # Of an AttributeError, `from gptrs import name` would not show the message.
+                raise ImportError(f"gptrs has no {name}: {instead}", name="gptrs", path=__file__)
         raise AttributeError(f"module 'gptrs' has no attribute {name!r}")
     value = getattr(import_module(f"gptrs.{_MODULE_OF[name]}"), name)
     globals()[name] = value

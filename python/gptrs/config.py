@@ -68,9 +68,17 @@ FOREIGN_NAMES = {
 }
 
 
+class ConfigKeyError(ConfigError, KeyError):
+    """A config has no such field."""
+
+    __str__ = Exception.__str__  # KeyError's puts quotes around the message.
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GPTConfig:
     """The shape of a GPT; the defaults are the book's 124M model.
+
+    Fields are read as `cfg.emb_dim`, or as those of the book's dictionary are: `cfg["emb_dim"]`.
 
     Raises:
         ConfigError: a field has the wrong type or an impossible value, or two do not fit together.
@@ -175,6 +183,17 @@ class GPTConfig:
         if unknown:
             raise ConfigError("; ".join(_unknown_key_message(key, known) for key in unknown))
         return cls(**cfg)
+
+    def __getitem__(self, key: str) -> Any:
+        """The field called `key`.
+
+        Raises:
+            ConfigKeyError: there is no such field; the message names the nearest.
+        """
+        known = [field.name for field in fields(self)]
+        if key not in known:
+            raise ConfigKeyError(_unknown_key_message(key, known))
+        return getattr(self, key)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as a plain dict that JSON can hold and `GPTConfig.of` reads back."""

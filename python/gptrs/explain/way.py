@@ -8,6 +8,7 @@ or who sees whom. Which of them are shown, and what is said of them, is the busi
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from gptrs.explain.sections import Cell, Section
 from gptrs.model.eval_mode import evaluating
 from gptrs.model.gpt import GPTModel, GPTOutput
+from gptrs.plots import token_label
 from gptrs.text.prompts import known_ids
 
 SHOWN_TOKENS = 8
@@ -26,6 +28,8 @@ _IN_A_BLOCK = ("norm1", "att.W_query", "att.W_key", "att.W_value", "att.position
                "norm2", "ff", "ff.layers.1")  # fmt: skip
 # What they return is the same for all rows of a batch.
 _UNBATCHED = ("pos_emb", "pos_bias")
+# Bytes that are no character, as surrogateescape keeps them.
+_LONE_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Way:
@@ -44,6 +48,7 @@ class Way:
         self.model, self.cfg, self.tokenizer = model, model.cfg, tokenizer
         self.ids, self.num_blocks = ids, num_blocks
         self._known_ids = known_ids(tokenizer)
+        self._decode = getattr(tokenizer, "decode_bytes", tokenizer.decode)
         self.pieces = [self.piece(token) for token in ids]
         self.shape = f"[1, {len(ids)}, {self.cfg.emb_dim}]"
         self.inputs: dict[str, Tensor] = {}
@@ -68,9 +73,16 @@ class Way:
         self.logits_TV = plain(output.logits[0])
 
     def piece(self, token: int) -> str:
-        """A token's text, quoted; of an id that only the model has, its number."""
-        known = token in self._known_ids
-        return repr(self.tokenizer.decode([token])) if known else f"<{token}>"
+        """A token's text, quoted, with bytes that are no character as `<0xE4>`.
+
+        Of an id that only the model has, its number.
+        """
+        if token not in self._known_ids:
+            return f"<{token}>"
+        text = self._decode([token])
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")
+        return repr(_LONE_BYTE.sub(lambda byte: token_label(byte[0]), text))
 
     def last(self, count: int) -> range:
         """The last `count` positions, or as many as there are."""

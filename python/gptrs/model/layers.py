@@ -14,7 +14,7 @@ Every layer is called as a module, so hooks, LoRA and replaced layers work. Each
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, cfg: ConfigLike) -> None:
         super().__init__()
+        if isinstance(cfg, Mapping):  # Without heads, any width will do.
+            cfg = {"n_heads": 1, **cfg}
         emb_dim = GPTConfig.of(cfg).emb_dim
         self.layers = nn.Sequential(
             Linear(emb_dim, 4 * emb_dim), GELU(), Linear(4 * emb_dim, emb_dim)

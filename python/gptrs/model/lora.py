@@ -32,6 +32,8 @@ STEM = "lora"
 """`save_lora` writes lora.json, and the tensors beside it."""
 ATTENTION_TARGETS = ("W_query", "W_value")
 """What the paper adapts (section 7.1): these two for a given number of parameters."""
+ALL_TARGETS = "all"
+"""Every layer, as the book adapts them."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -102,6 +104,8 @@ def add_lora(
         alpha: what is learned is multiplied by alpha / rank.
         targets: layers by the ends of their paths: "W_query" is that of every block,
             "trf_blocks.0.att.W_query" the first's alone, "ff.layers.0" and "out_head" work too.
+            "all" is every nn.Linear, as in the book: its LinearWithLoRA computes the same of the
+            same A and B, where alpha here is alpha there times rank.
         dropout: of what goes into lora_A while training.
     Returns:
         The paths of the replaced layers.
@@ -253,6 +257,8 @@ def _target_names(model: nn.Module, targets: list[str]) -> list[str]:
     """The paths of the layers that the targets name, in the model's order."""
     _refuse_twice(model)
     linears = {name: m for name, m in model.named_modules() if is_plain(m) and name}
+    if ALL_TARGETS in targets:
+        targets = list(linears)
     if not targets:
         raise ConfigError(f"targets name no layer; there are {_known(linears)}")
     for target in targets:

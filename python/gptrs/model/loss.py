@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptrs.errors import ConfigError
+from gptrs.errors import ConfigError, DataError
 from gptrs.model.forward_pass import check_targets
 from gptrs.model.gpt import GPTModel
 from gptrs.model.layers import is_stock
@@ -56,13 +56,17 @@ def next_token_loss(
         in_idx: int64 [B, T].
         targets: int64 [B, T]; `ignore_index` where a position does not count.
         cu_seqlens: int32, where documents start and end, as `GPTModel.forward` takes it.
+    Raises:
+        DataError: there is not one target for each token.
     """
     targets_N = targets.flatten()
     # A model that is not ours need not know the name.
     documents: dict[str, Any] = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
     if is_stock(model, GPTModel):
         stock = cast(GPTModel, model)
-        hidden_ND = stock.hidden_states(in_idx, **documents).flatten(0, 1)
+        hidden_BTD = stock.hidden_states(in_idx, **documents)
+        _check_one_each(targets, hidden_BTD.shape[:-1])
+        hidden_ND = hidden_BTD.flatten(0, 1)
         if in_idx.device.type == "cpu" or cu_seqlens is not None:
             hidden_ND, targets_N = _counted(hidden_ND, targets_N, ignore_index, stock.out_head)
         if _is_plain_projection(stock.out_head) and _matmul_dtype(hidden_ND) != torch.float16:
@@ -71,7 +75,9 @@ def next_token_loss(
             )
         logits_NV: Tensor = stock.out_head(hidden_ND)
     else:
-        logits_NV = model(in_idx, **documents).flatten(0, 1)
+        logits_BTV = model(in_idx, **documents)
+        _check_one_each(targets, logits_BTV.shape[:-1])
+        logits_NV = logits_BTV.flatten(0, 1)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     return F.cross_entropy(logits_NV, targets_N, ignore_index=ignore_index)
 
@@ -130,6 +136,13 @@ def linear_cross_entropy(
     block_columns = block_columns or (KEPT_BLOCK_COLUMNS if keeps else BLOCK_COLUMNS)
     by_columns = loss_by_columns(hidden, weight, targets, ignore_index, dtype, block_columns, keeps)
     return cast(Tensor, by_columns[0])
+
+
+def _check_one_each(targets: Tensor, inputs_shape: torch.Size) -> None:
+    """Raises DataError unless there is one target for each token."""
+    if targets.shape != inputs_shape:
+        hint = ": a classifier's loss is yours (the book's chapter 6)" if targets.ndim == 1 else ""
+        raise DataError(f"targets are {list(targets.shape)}, inputs {list(inputs_shape)}{hint}")
 
 
 def _counted(

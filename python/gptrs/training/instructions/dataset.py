@@ -1,7 +1,7 @@
 """The book's instruction dataset and collate function (chapter 7), with its names and numbers.
 
 Any DataLoader and the book's training loop take them. For many short entries in a row, and for a
-loss on the responses alone, see `instructions_batches`.
+loss on the responses alone, see `gptrs.training.instructions.batches`.
 """
 
 from __future__ import annotations

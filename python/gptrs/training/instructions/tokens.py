@@ -4,7 +4,7 @@ r"""Instructions as tokens: prompt, response and end-of-text of each, and which 
     Below is ... ### Response: \n   5 <|endoftext|>
     ·     ·  ·   ·   ·       ·   5   <|endoftext|>          targets; · does not count
 
-NumPy alone: how they become batches is in `instructions_batches`.
+NumPy alone: how they become batches is in `gptrs.training.instructions.batches`.
 """
 
 from __future__ import annotations
